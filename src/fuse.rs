@@ -1,0 +1,543 @@
+//! The kernel's requests: each is unpacked, given to the [`Tree`], and its reply packed.
+
+use std::ffi::OsStr;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use log::error;
+
+use crate::pool::Pool;
+use crate::qom::Kind;
+use crate::tree::{Attributes, Error, Found, Item, Result, Tree};
+
+/// Threads that take requests from the kernel. One of them is always free of QEMU, for what
+/// the cache can answer.
+pub const THREADS: usize = 4;
+
+/// The largest write taken, in bytes, where the kernel allows it.
+const MAX_WRITE: u32 = 1 << 20;
+/// The kernel's split of a large write may be this much shorter than the largest.
+const PAGE: u32 = 4096;
+
+/// The filesystem as fuser drives it.
+pub struct Fuse {
+    tree: Arc<Tree>,
+    pool: Pool,
+    /// How long the kernel may keep attributes that it asked for by inode.
+    lifetime: Duration,
+}
+
+impl Fuse {
+    pub fn new(tree: Arc<Tree>) -> Fuse {
+        Fuse {
+            lifetime: tree.settings().entry_timeout,
+            tree,
+            pool: Pool::new(THREADS - 1),
+        }
+    }
+
+    /// Runs what may wait for QEMU.
+    fn wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
+        let tree = self.tree.clone();
+        self.pool.run(move || guard(|| job(&tree)));
+    }
+}
+
+/// Contains a panic: the reply that it drops tells the caller EIO, and the thread goes on.
+fn guard(job: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+        error!("internal error: a request failed with a panic; its caller got EIO");
+    }
+}
+
+fn errno(error: &Error) -> Errno {
+    Errno::from_i32(error.errno)
+}
+
+/// A name as QEMU could have it. Any other name is in no listing.
+fn text(name: &OsStr) -> Result<&str> {
+    name.to_str().ok_or_else(|| Error::from(libc::ENOENT))
+}
+
+fn file_attr(a: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino),
+        size: a.size,
+        blocks: a.size.div_ceil(512),
+        atime: a.time,
+        mtime: a.time,
+        ctime: a.time,
+        crtime: a.time,
+        kind: match a.kind {
+            Kind::Child => FileType::Directory,
+            Kind::Link => FileType::Symlink,
+            Kind::Value => FileType::RegularFile,
+        },
+        perm: a.mode,
+        nlink: 1,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: 0,
+        blksize: PAGE,
+        flags: 0,
+    }
+}
+
+fn reply_entry(reply: ReplyEntry, found: Result<Found>) {
+    match found {
+        Ok(found) => reply.entry(&found.lifetime, &file_attr(&found.attributes), Generation(0)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty, done: Result<()>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>>) {
+    match value {
+        Err(e) => reply.error(errno(&e)),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+/// The largest write that surely arrives whole: the kernel cuts writes at `max_write` and at
+/// its limit of pages.
+fn max_write(capabilities: InitFlags) -> u32 {
+    if !capabilities.contains(InitFlags::FUSE_MAX_PAGES) {
+        return 32 * PAGE;
+    }
+    let limit = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit")
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok());
+    MAX_WRITE.min(limit.unwrap_or(256).max(2).saturating_mul(PAGE))
+}
+
+impl Filesystem for Fuse {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+        ] {
+            // What an old kernel lacks costs only messages.
+            let _ = config.add_capabilities(wanted);
+        }
+        let most = max_write(config.capabilities());
+        let _ = config.set_max_write(most);
+        self.tree.set_max_value((most - PAGE) as usize);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        guard(|| {
+            let name = match text(name) {
+                Ok(name) => name,
+                Err(e) => return reply.error(errno(&e)),
+            };
+            if let Some(found) = self.tree.lookup_cached(parent.0, name) {
+                return reply_entry(reply, found);
+            }
+            let name = name.to_owned();
+            self.wait(move |tree| reply_entry(reply, tree.lookup(parent.0, &name)));
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        guard(|| self.tree.forget(ino.0, count));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        guard(|| match self.tree.attributes(ino.0) {
+            Ok(a) => reply.attr(&self.lifetime, &file_attr(&a)),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        guard(|| {
+            // Truncation brings a new mtime with it.
+            let times = size.is_none() && (atime.is_some() || mtime.is_some());
+            let other = mode.is_some() || uid.is_some() || gid.is_some() || times;
+            match self.tree.set_attributes(ino.0, size.is_some(), other) {
+                Ok(a) => reply.attr(&self.lifetime, &file_attr(&a)),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.wait(move |tree| match tree.read_link(ino.0) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guard(|| {
+            let done = text(name).and_then(|name| self.tree.remove_link(parent.0, name));
+            reply_empty(reply, done);
+        });
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        guard(|| {
+            let (name, target) = match (text(name), target.to_str()) {
+                (Ok(name), Some(target)) => (name.to_owned(), target.to_owned()),
+                _ => return reply.error(Errno::EINVAL),
+            };
+            self.wait(move |tree| reply_entry(reply, tree.make_link(parent.0, &name, &target)));
+        });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        guard(|| {
+            let (from, to) = match (text(name), text(newname)) {
+                (Ok(from), Ok(to)) if flags.is_empty() => (from.to_owned(), to.to_owned()),
+                _ => return reply.error(Errno::EPERM),
+            };
+            self.wait(move |tree| {
+                reply_empty(reply, tree.rename_link((parent.0, &from), (newparent.0, &to)));
+            });
+        });
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (read, write) = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => (true, false),
+            OpenAccMode::O_WRONLY => (false, true),
+            OpenAccMode::O_RDWR => (true, true),
+        };
+        self.wait(move |tree| match tree.open_file(ino.0, read, write) {
+            // Direct: the page cache would serve one open's value to another, and would never
+            // read again. There is nothing to flush: each write is QEMU's at once.
+            Ok(handle) => reply.opened(
+                FileHandle(handle),
+                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+            ),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        guard(|| {
+            let answer = |reply: ReplyData, data: Result<crate::tree::Slice>| match data {
+                Ok(data) => reply.data(&data),
+                Err(e) => reply.error(errno(&e)),
+            };
+            match self.tree.read_pinned(handle.0, offset, size) {
+                Some(data) => answer(reply, data),
+                None => self.wait(move |tree| answer(reply, tree.read_file(handle.0, offset, size))),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let data = data.to_vec();
+        self.wait(move |tree| match tree.write_file(handle.0, &data) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        guard(|| self.tree.close_file(handle.0));
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        guard(|| {
+            if let Some(handle) = self.tree.open_directory_cached(ino.0) {
+                return reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
+            self.wait(move |tree| match tree.open_directory(ino.0) {
+                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+                Err(e) => reply.error(errno(&e)),
+            });
+        });
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.wait(move |tree| {
+            let mut found = Vec::new();
+            let done = tree.read_directory(handle.0, offset, |item, next| match item {
+                Item::Dot(ino, name) => reply.add(INodeNo(ino), next, FileType::Directory, name),
+                Item::Entry(entry, name) => {
+                    let attr = file_attr(&entry.attributes);
+                    let full = reply.add(attr.ino, next, attr.kind, name);
+                    if !full {
+                        found.push(attr.ino.0);
+                    }
+                    full
+                }
+            });
+            // A plain listing tells numbers but hands out no references.
+            for ino in found {
+                tree.forget(ino, 1);
+            }
+            match done {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.wait(move |tree| {
+            let done = tree.read_directory(handle.0, offset, |item, next| match item {
+                Item::Dot(ino, name) => {
+                    let Ok(attributes) = tree.attributes(ino) else {
+                        return false;
+                    };
+                    let attr = file_attr(&attributes);
+                    // Inode 0: the kernel takes the name and no reference.
+                    reply.add(INodeNo(0), next, name, &Duration::ZERO, &attr, Generation(0))
+                }
+                Item::Entry(entry, name) => {
+                    let attr = file_attr(&entry.attributes);
+                    reply.add(attr.ino, next, name, &entry.lifetime, &attr, Generation(0))
+                }
+            });
+            match done {
+                Ok(()) => reply.ok(),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        guard(|| self.tree.close_directory(handle.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        // No blocks, as in sysfs and procfs; as many files as are known.
+        reply.statfs(0, 0, 0, self.tree.inode_count() as u64, 0, PAGE, 255, PAGE);
+    }
+
+    fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        guard(|| {
+            let done = self.tree.attributes(ino.0).and_then(|a| {
+                if mask.contains(AccessFlags::W_OK) && self.tree.settings().read_only {
+                    Err(libc::EROFS.into())
+                } else if mask.contains(AccessFlags::X_OK) && a.kind == Kind::Value {
+                    Err(libc::EACCES.into())
+                } else {
+                    Ok(())
+                }
+            });
+            reply_empty(reply, done);
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        guard(|| {
+            let Some(name) = name.to_str().filter(|name| name.contains("qom.")) else {
+                return reply.error(Errno::ENODATA);
+            };
+            let name = name.to_owned();
+            self.wait(move |tree| reply_xattr(reply, size, tree.extended_attribute(ino.0, &name)));
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.wait(move |tree| reply_xattr(reply, size, tree.extended_attributes(ino.0)));
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        // The kernel then does it by the size, and does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _length: u64,
+        _: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: fuser::PollNotifier,
+        _: fuser::PollEvents,
+        _: fuser::PollFlags,
+        reply: fuser::ReplyPoll,
+    ) {
+        // Always ready, as any file without poll.
+        reply.error(Errno::ENOSYS);
+    }
+}

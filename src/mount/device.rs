@@ -1,0 +1,349 @@
+//! The mount itself: /dev/fuse, mount(2) or fusermount3, and undoing it.
+//!
+//! Done here and not by fuser, whose unmount takes away whatever is mounted at the path, be it
+//! ours or not, and whose mount(2) does not show the type `fuse.qom-fuse`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::unistd::{geteuid, getgid, getuid};
+
+const DEVICE: &str = "/dev/fuse";
+
+/// How to mount.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Shown as the source.
+    pub source: String,
+    /// Shown in the type, after `fuse.`.
+    pub subtype: String,
+    pub read_only: bool,
+    /// Others than the mounting user may use it, as far as the modes let them.
+    pub allow_other: bool,
+    /// The kernel judges by owner and mode.
+    pub default_permissions: bool,
+    pub no_exec: bool,
+    pub no_atime: bool,
+}
+
+/// A mount of ours, by the number that the kernel gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    pub id: u64,
+    pub point: PathBuf,
+}
+
+/// A line of /proc/self/mountinfo.
+struct Line {
+    id: u64,
+    point: PathBuf,
+    fs_type: String,
+}
+
+/// Mounts at an existing directory and gives the connection to the kernel.
+///
+/// # Errors
+/// Why the kernel or fusermount3 would not.
+pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> {
+    let device = match direct(point, options) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => by_fusermount(point, options)?,
+        other => other?,
+    };
+    let line = mount_lines()?
+        .into_iter()
+        .rfind(|line| line.point == point && line.fs_type.starts_with("fuse"))
+        .ok_or_else(|| io::Error::other("mounted, but it is not in /proc/self/mountinfo"))?;
+    let mounted = Mounted {
+        id: line.id,
+        point: line.point,
+    };
+    Ok((device, mounted))
+}
+
+/// True when a filesystem of this type is mounted right there.
+pub fn is_mount_of(point: &Path, fs_type: &str) -> bool {
+    mount_lines().is_ok_and(|lines| {
+        lines
+            .iter()
+            .rfind(|line| line.point == point)
+            .is_some_and(|line| line.fs_type == fs_type)
+    })
+}
+
+fn direct(point: &Path, options: &Options) -> io::Result<OwnedFd> {
+    let device: OwnedFd = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(DEVICE)
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => io::Error::new(
+                e.kind(),
+                "there is no /dev/fuse (try: modprobe fuse; in a container, --device /dev/fuse)",
+            ),
+            _ => e,
+        })?
+        .into();
+    let mut data = format!(
+        "fd={},rootmode={:o},user_id={},group_id={}",
+        device.as_raw_fd(),
+        fs::metadata(point)?.mode() & libc::S_IFMT,
+        getuid(),
+        getgid()
+    );
+    for (given, word) in [
+        (options.allow_other, ",allow_other"),
+        (options.default_permissions, ",default_permissions"),
+    ] {
+        if given {
+            data.push_str(word);
+        }
+    }
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_RDONLY, options.read_only);
+    flags.set(MsFlags::MS_NOEXEC, options.no_exec);
+    flags.set(MsFlags::MS_NOATIME, options.no_atime);
+    let fs_type = format!("fuse.{}", options.subtype);
+    nix::mount::mount(
+        Some(options.source.as_str()),
+        point,
+        Some(fs_type.as_str()),
+        flags,
+        Some(data.as_str()),
+    )
+    .map_err(|e| match e {
+        Errno::EPERM | Errno::EACCES => io::ErrorKind::PermissionDenied.into(),
+        other => io::Error::from(other),
+    })?;
+    Ok(device)
+}
+
+/// Mounts through the setuid helper, which sends the device back over a socket.
+fn by_fusermount(point: &Path, options: &Options) -> io::Result<OwnedFd> {
+    // A comma or backslash in a value would end it.
+    let escaped = |text: &str| text.replace('\\', r"\\").replace(',', r"\,");
+    let mut words = vec![
+        format!("fsname={}", escaped(&options.source)),
+        format!("subtype={}", escaped(&options.subtype)),
+        "nosuid".into(),
+        "nodev".into(),
+    ];
+    for (given, word) in [
+        (options.read_only, "ro"),
+        (options.allow_other, "allow_other"),
+        (options.default_permissions, "default_permissions"),
+        (options.no_exec, "noexec"),
+        (options.no_atime, "noatime"),
+    ] {
+        if given {
+            words.push(word.into());
+        }
+    }
+    let (ours, theirs) = UnixStream::pair()?;
+    let inherited = theirs.as_raw_fd();
+    let mut command = Command::new("fusermount3");
+    command
+        .args(["-o", &words.join(","), "--"])
+        .arg(point)
+        .env("_FUSE_COMMFD", inherited.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
+            match libc::fcntl(inherited, libc::F_SETFD, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+    let mut child = command.spawn().map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => io::Error::new(
+            e.kind(),
+            "only root can mount without fusermount3, which is not installed (package fuse3)",
+        ),
+        _ => e,
+    })?;
+    drop(theirs);
+    let device = receive_descriptor(&ours);
+    let mut said = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        let _ = stderr.take(64 << 10).read_to_string(&mut said);
+    }
+    let status = child.wait()?;
+    match device {
+        Some(device) if status.success() => Ok(device),
+        _ => Err(io::Error::other(format!("fusermount3 failed: {}", said.trim()))),
+    }
+}
+
+fn receive_descriptor(socket: &UnixStream) -> Option<OwnedFd> {
+    let mut byte = [0u8];
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = loop {
+        match recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut buffers,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Err(Errno::EINTR) => {}
+            other => break other.ok()?,
+        }
+    };
+    let mut descriptors = message.cmsgs().ok()?.flat_map(|control| match control {
+        ControlMessageOwned::ScmRights(descriptors) => descriptors,
+        _ => Vec::new(),
+    });
+    let device = descriptors.next()?;
+    // SAFETY: the kernel has just installed this descriptor for us, and nobody else knows it.
+    Some(unsafe { OwnedFd::from_raw_fd(device) })
+}
+
+impl Mounted {
+    /// Takes the mount away, from under whoever still sits in it if need be. A mount that is
+    /// not ours is left alone, at whatever place it is.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    pub fn unmount(&self) -> io::Result<()> {
+        let lines = mount_lines()?;
+        let Some(ours) = lines.iter().find(|line| line.id == self.id) else {
+            return Ok(());
+        };
+        let top = lines.iter().rfind(|line| line.point == ours.point);
+        if top.is_some_and(|line| line.id != self.id) {
+            return Err(io::Error::other("another filesystem is mounted over it"));
+        }
+        match nix::mount::umount2(&ours.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => Ok(()),
+            Err(_) if !geteuid().is_root() => {
+                let done = Command::new("fusermount3")
+                    .args(["-u", "-z", "--"])
+                    .arg(&ours.point)
+                    .stdin(Stdio::null())
+                    .output()?;
+                if done.status.success() || !self.is_there() {
+                    return Ok(());
+                }
+                Err(io::Error::other(
+                    String::from_utf8_lossy(&done.stderr).trim().to_owned(),
+                ))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        mount_lines().is_ok_and(|lines| lines.iter().any(|line| line.id == self.id))
+    }
+}
+
+fn mount_lines() -> io::Result<Vec<Line>> {
+    let text = fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|b| *b == b'\n').filter_map(parse_line).collect())
+}
+
+/// `36 35 98:0 /root /point options… - type source …`, with odd bytes as `\ooo`.
+fn parse_line(line: &[u8]) -> Option<Line> {
+    let mut fields = line.split(|b| *b == b' ');
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let point = unescape(fields.nth(3)?);
+    let mut rest = fields.skip_while(|field| *field != b"-");
+    let fs_type = String::from_utf8_lossy(rest.nth(1)?).into_owned();
+    Some(Line {
+        id,
+        point: PathBuf::from(std::ffi::OsString::from_vec(point)),
+        fs_type,
+    })
+}
+
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, after)) = rest.split_first() {
+        let octal = (first == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                out.push(first);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+/// A mount point from the command line, absolute and without links.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_point(point: &Path) -> io::Result<PathBuf> {
+    let shown = String::from_utf8_lossy(point.as_os_str().as_bytes()).into_owned();
+    let absolute = point.canonicalize().map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT) => io::Error::new(e.kind(), format!("it does not exist (try: mkdir {shown})")),
+        Some(libc::ENOTCONN) => io::Error::new(
+            e.kind(),
+            format!("a dead mount is in the way (try: fusermount3 -u {shown})"),
+        ),
+        _ => e,
+    })?;
+    if !fs::metadata(&absolute)?.is_dir() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "it is not a directory",
+        ));
+    }
+    Ok(absolute)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo() {
+        let line = parse_line(br"36 35 0:98 / /mnt/a\040b\134c rw,nosuid shared:1 - fuse.qom-fuse /tmp/x rw")
+            .unwrap();
+        assert_eq!((line.id, line.fs_type.as_str()), (36, "fuse.qom-fuse"));
+        assert_eq!(line.point, Path::new(r"/mnt/a b\c"));
+        assert!(parse_line(b"").is_none());
+        assert!(
+            mount_lines()
+                .unwrap()
+                .iter()
+                .any(|line| line.point == Path::new("/"))
+        );
+    }
+
+    #[test]
+    fn mount_points() {
+        assert!(
+            check_point(Path::new("/nonexistent"))
+                .unwrap_err()
+                .to_string()
+                .contains("mkdir")
+        );
+        assert!(check_point(Path::new("/dev/null")).is_err());
+        assert_eq!(
+            check_point(Path::new("/proc/self/../..")).unwrap(),
+            Path::new("/")
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! The life of a mount: connect, mount, go to the background, serve, and leave nothing behind.
+
+mod device;
+mod process;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+
+use fuser::{INodeNo, Notifier, Session, SessionACL};
+use log::{error, info, warn};
+use nix::unistd::{getgid, getuid};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::Config;
+use crate::fuse::{Fuse, THREADS};
+use crate::logging;
+use crate::qmp::{Address, Closed, ConnectError, Event, Monitor, Notice, printable};
+use crate::qom::{Path as QomPath, Qom};
+use crate::tree::{Ino, Kernel, Settings, Tree};
+use device::{Mounted, Options};
+
+/// Notices from the monitor that may wait to be handled.
+const NOTICES: usize = 1024;
+
+/// Why no mount came about. The text names what was wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("mount point {point}: {source}")]
+    MountPoint { point: String, source: io::Error },
+    #[error("mount point {0}: a QEMU is mounted there already (fusermount3 -u {0} takes it away)")]
+    Twice(String),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("cannot mount on {point}: {source}")]
+    Mount { point: String, source: io::Error },
+    #[error("log file {path}: {source}")]
+    LogFile { path: String, source: io::Error },
+    #[error("{what}: {source}")]
+    System { what: &'static str, source: io::Error },
+}
+
+/// Why a mount ends.
+enum End {
+    Signal(i32),
+    /// The kernel closed the connection: somebody unmounted it.
+    Unmounted(io::Result<()>),
+    Lost(Arc<Closed>),
+}
+
+/// Mounts, serves and unmounts; returns the exit status of the process. In the background
+/// form, the calling process exits as soon as the mount answers and this returns in another.
+///
+/// # Errors
+/// Before the mount answers; nothing is left of it then.
+pub fn run(config: Config) -> Result<u8, Error> {
+    let system = |what| move |source| Error::System { what, source };
+    let shown = config.mount_point.display().to_string();
+    let point = device::check_point(&config.mount_point).map_err(|source| Error::MountPoint {
+        point: shown.clone(),
+        source,
+    })?;
+    let fs_type = format!("fuse.{}", config.mount.subtype);
+    if device::is_mount_of(&point, &fs_type) {
+        return Err(Error::Twice(shown));
+    }
+    let address = config
+        .address
+        .clone()
+        .absolute()
+        .map_err(system("working directory"))?;
+    let log_file = match &config.log_file {
+        Some(path) => Some(std::path::absolute(path).map_err(system("working directory"))?),
+        None => None,
+    };
+    let readiness = if config.foreground {
+        None
+    } else {
+        Some(process::daemonize().map_err(system("cannot go to the background"))?)
+    };
+    let guard_log = (!config.foreground, log_file.clone());
+    let mut guard =
+        process::start_guard(move || direct_log(guard_log.0, guard_log.1.as_deref()).unwrap_or_default())
+            .map_err(system("cannot start a process"))?;
+
+    let (notices, heard) = sync_channel(NOTICES);
+    let settings = settings(&config, &point);
+    let tree = connect(address, &config, notices, settings)?;
+    let (ends, ended) = channel();
+    watch_signals(ends.clone()).map_err(system("cannot handle signals"))?;
+    let mounted =
+        serve(&tree, &point, &config, &ends).map_err(|source| Error::Mount { point: shown, source })?;
+    let watched = guard.watch(&mounted);
+    if let Err(e) = watched {
+        warn!("the process that unmounts after a crash is gone: {e}");
+    }
+    let reconnect = config.mount.reconnect;
+    spawn("notices", {
+        let tree = tree.clone();
+        move || attend(&tree, &heard, reconnect, &ends)
+    })
+    .map_err(system("cannot start a thread"))?;
+
+    let done = direct_log(!config.foreground, log_file.as_deref())
+        .and_then(|()| match readiness {
+            Some(readiness) => readiness.ready().map_err(system("/dev/null")),
+            None => Ok(()),
+        })
+        .and_then(|()| std::env::set_current_dir("/").map_err(system("/")));
+    if let Err(e) = done {
+        let _ = mounted.unmount();
+        return Err(e);
+    }
+    let greeting = tree.qom().monitor().greeting();
+    info!(
+        "{} is mounted on {}: {greeting}",
+        printable(&config.source),
+        point.display()
+    );
+    let status = wait_for_end(&ended, &mounted, &config.source);
+    guard.dismiss();
+    Ok(status)
+}
+
+/// Where the log goes once the mount answers.
+fn direct_log(background: bool, file: Option<&Path>) -> Result<(), Error> {
+    match file {
+        Some(path) => logging::to_file(path).map_err(|source| Error::LogFile {
+            path: path.display().to_string(),
+            source,
+        })?,
+        None if background => logging::to_syslog(),
+        None => {}
+    }
+    Ok(())
+}
+
+fn settings(config: &Config, point: &Path) -> Settings {
+    let mount = &config.mount;
+    Settings {
+        entry_timeout: mount.entry_timeout,
+        uid: mount.uid.unwrap_or_else(|| getuid().as_raw()),
+        gid: mount.gid.unwrap_or_else(|| getgid().as_raw()),
+        umask: mount.umask,
+        read_only: mount.read_only,
+        mount_point: point.to_owned(),
+        readahead: mount.readahead,
+    }
+}
+
+fn connect(
+    address: Address,
+    config: &Config,
+    notices: SyncSender<Notice>,
+    settings: Settings,
+) -> Result<Arc<Tree>, Error> {
+    let monitor = Monitor::connect(address, config.mount.timeout, config.mount.reconnect, notices)?;
+    Ok(Arc::new(Tree::new(Qom::new(monitor), settings)))
+}
+
+/// Mounts and starts to answer the kernel.
+fn serve(tree: &Arc<Tree>, point: &Path, config: &Config, ends: &Sender<End>) -> io::Result<Mounted> {
+    let mount = &config.mount;
+    let options = Options {
+        source: mount.fsname.clone().unwrap_or_else(|| config.source.clone()),
+        subtype: mount.subtype.clone(),
+        read_only: mount.read_only,
+        allow_other: mount.allow_other || mount.allow_root,
+        default_permissions: mount.kernel_judges(),
+        no_exec: mount.no_exec,
+        no_atime: mount.no_atime,
+    };
+    let acl = match (mount.allow_other, mount.allow_root) {
+        (true, _) => SessionACL::All,
+        (false, true) => SessionACL::RootAndOwner,
+        (false, false) => SessionACL::Owner,
+    };
+    let (device, mounted) = device::mount(point, &options)?;
+    let started = start_session(tree, device, acl, ends);
+    if started.is_err() {
+        let _ = mounted.unmount();
+    }
+    started.map(|()| mounted)
+}
+
+fn start_session(
+    tree: &Arc<Tree>,
+    device: std::os::fd::OwnedFd,
+    acl: SessionACL,
+    ends: &Sender<End>,
+) -> io::Result<()> {
+    let mut fuser_config = fuser::Config::default();
+    fuser_config.acl = acl;
+    fuser_config.n_threads = Some(THREADS);
+    let session = Session::from_fd(Fuse::new(tree.clone()), device, acl, fuser_config)?;
+    let kernel = KernelCaches::new(session.notifier())?;
+    tree.set_kernel(Box::new(kernel));
+    let ends = ends.clone();
+    spawn("fuse", move || {
+        let _ = ends.send(End::Unmounted(session.run()));
+    })
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).spawn(body).map(drop)
+}
+
+fn watch_signals(ends: Sender<End>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    spawn("signals", move || {
+        for signal in &mut signals {
+            let _ = ends.send(End::Signal(signal));
+        }
+    })
+}
+
+/// Handles what the monitor says unasked, until it is lost for good.
+fn attend(tree: &Tree, notices: &Receiver<Notice>, reconnect: bool, ends: &Sender<End>) {
+    for notice in notices {
+        match notice {
+            Notice::Event(event) => {
+                if let Some(path) = deleted_device(&event) {
+                    tree.device_deleted(&path);
+                }
+            }
+            Notice::Missed => {
+                warn!("QEMU sends events faster than they can be handled");
+                tree.distrust_everything();
+            }
+            Notice::Lost(why) if reconnect && why.is_orderly() => {
+                warn!("{why}; waiting for it to come back");
+            }
+            Notice::Lost(why) => {
+                let _ = ends.send(End::Lost(why));
+                return;
+            }
+            Notice::Back { old, new } => {
+                tree.distrust_everything();
+                if old == new {
+                    info!("connected again: {new}");
+                } else {
+                    warn!("connected again, to another QEMU: {new}, before: {old}");
+                }
+            }
+        }
+    }
+}
+
+fn deleted_device(event: &Event) -> Option<QomPath> {
+    if event.name != "DEVICE_DELETED" {
+        return None;
+    }
+    QomPath::parse(event.data.get("path")?.as_str()?)
+}
+
+/// Waits for the first reason to end, unmounts, and says what the exit status is.
+fn wait_for_end(ended: &Receiver<End>, mounted: &Mounted, source: &str) -> u8 {
+    let source = printable(source);
+    let status = match ended.recv() {
+        Ok(End::Signal(signal)) => {
+            info!("signal {signal}: unmounting {source}");
+            0
+        }
+        Ok(End::Unmounted(Ok(()))) => {
+            info!("{source} was unmounted");
+            0
+        }
+        Ok(End::Unmounted(Err(e))) => {
+            error!("the connection to the kernel failed: {e}");
+            1
+        }
+        Ok(End::Lost(why)) if why.is_orderly() => {
+            warn!("{why}; unmounting {source}");
+            0
+        }
+        Ok(End::Lost(why)) => {
+            error!("{why}; unmounting {source}");
+            1
+        }
+        Err(_) => 1,
+    };
+    if let Err(e) = mounted.unmount() {
+        error!("cannot unmount {}: {e}", mounted.point.display());
+        return 1;
+    }
+    status
+}
+
+/// Tells the kernel what it should no longer believe.
+struct KernelCaches {
+    notifier: Notifier,
+    gone: SyncSender<(Ino, String)>,
+}
+
+impl KernelCaches {
+    fn new(notifier: Notifier) -> io::Result<KernelCaches> {
+        let (gone, names) = sync_channel::<(Ino, String)>(NOTICES);
+        let carried_out = notifier.clone();
+        // On a thread of its own: the kernel waits until nothing else happens in the directory.
+        spawn("forgetter", move || {
+            for (parent, file) in names {
+                let _ = carried_out.inval_entry(INodeNo(parent), file.as_ref());
+            }
+        })?;
+        Ok(KernelCaches { notifier, gone })
+    }
+}
+
+impl Kernel for KernelCaches {
+    fn attributes_changed(&self, ino: Ino) {
+        // A negative offset: the attributes only.
+        let _ = self.notifier.inval_inode(INodeNo(ino), -1, 0);
+    }
+
+    fn entry_gone(&self, parent: Ino, file: &str) {
+        // If there are too many, the kernel forgets the rest when their time is up.
+        let _ = self.gone.try_send((parent, file.to_owned()));
+    }
+}

@@ -1,0 +1,169 @@
+//! The processes of a mount: the one that the shell waits for, the daemon, and the guard.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::process::exit;
+
+use log::{error, info};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork, pipe, setsid};
+
+use super::device::Mounted;
+
+/// Tells the process that the shell waits for that the mount answers.
+pub struct Readiness {
+    pipe: File,
+}
+
+/// Goes to the background: returns in a child process. The calling process stays until
+/// [`Readiness::ready`] and exits 0 then, or with the child's status when that ends before.
+/// To be called while there is one thread only.
+///
+/// # Errors
+/// When the system is out of processes or descriptors.
+pub fn daemonize() -> io::Result<Readiness> {
+    let (read, write) = pipe_cloexec()?;
+    // SAFETY: there is no other thread yet, so the child may do anything.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            drop(read);
+            setsid()?;
+            Ok(Readiness { pipe: write.into() })
+        }
+        ForkResult::Parent { child } => {
+            drop(write);
+            let mut byte = [0];
+            if File::from(read).read_exact(&mut byte).is_ok() {
+                exit(0);
+            }
+            match waitpid(child, None) {
+                Ok(WaitStatus::Exited(_, status)) => exit(status),
+                // The daemon was killed before it could say what is wrong.
+                _ => exit(1),
+            }
+        }
+    }
+}
+
+impl Readiness {
+    /// Lets go of the terminal, and lets the shell go on.
+    ///
+    /// # Errors
+    /// When /dev/null cannot be opened.
+    pub fn ready(mut self) -> io::Result<()> {
+        release_stdio()?;
+        // Nobody may be waiting any more, which is no reason to stop.
+        let _ = self.pipe.write_all(&[1]);
+        Ok(())
+    }
+}
+
+fn pipe_cloexec() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe()?;
+    for end in [&read, &write] {
+        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    }
+    Ok((read, write))
+}
+
+fn release_stdio() -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// A process that unmounts when this one is killed: a mount without its daemon would answer
+/// every access with "Transport endpoint is not connected", and stay.
+pub struct Guard {
+    pipe: File,
+}
+
+/// Starts the guard. To be called while there is one thread only, and before anything is
+/// opened that must end with this process. `on_start` runs in the guard.
+///
+/// # Errors
+/// When the system is out of processes or descriptors.
+pub fn start_guard(on_start: impl FnOnce()) -> io::Result<Guard> {
+    let (read, write) = pipe_cloexec()?;
+    // SAFETY: there is no other thread yet, so the child may do anything.
+    match unsafe { fork() }? {
+        ForkResult::Parent { .. } => {
+            drop(read);
+            Ok(Guard { pipe: write.into() })
+        }
+        ForkResult::Child => {
+            drop(write);
+            stand_guard(File::from(read), on_start);
+            exit(0);
+        }
+    }
+}
+
+impl Guard {
+    /// Tells the guard what to take care of.
+    ///
+    /// # Errors
+    /// When the guard is gone.
+    pub fn watch(&mut self, mounted: &Mounted) -> io::Result<()> {
+        let mut message = format!("{} ", mounted.id).into_bytes();
+        message.extend(mounted.point.as_os_str().as_bytes());
+        message.push(0);
+        self.pipe.write_all(&message)
+    }
+
+    /// Tells the guard that there is nothing left to do.
+    pub fn dismiss(mut self) {
+        let _ = self.pipe.write_all(&[0]);
+    }
+}
+
+fn stand_guard(mut pipe: File, on_start: impl FnOnce()) {
+    let own = pipe.as_raw_fd();
+    // SAFETY: plain system calls on descriptors and signals of this process, which has one
+    // thread. Whatever else was inherited must not be kept open here.
+    unsafe {
+        if own > 3 {
+            libc::syscall(libc::SYS_close_range, 3, own - 1, 0);
+        }
+        libc::syscall(libc::SYS_close_range, own + 1, libc::c_int::MAX, 0);
+        // The daemon gets these too and ends in good order, or does not: then it is our turn.
+        for signal in [
+            libc::SIGINT,
+            libc::SIGTERM,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGPIPE,
+        ] {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+    }
+    let _ = std::env::set_current_dir("/");
+    let _ = release_stdio();
+    let mut message = Vec::new();
+    let _ = pipe.read_to_end(&mut message);
+    let mut parts = message.split(|b| *b == 0);
+    let Some(mounted) = parts.next().and_then(parse_watch) else {
+        return;
+    };
+    // The first NUL ends the mount's path, a second one says that the daemon ended in order.
+    if message.iter().filter(|b| **b == 0).count() != 1 {
+        return;
+    }
+    on_start();
+    match mounted.unmount() {
+        Ok(()) => info!("{}: its daemon died; unmounted", mounted.point.display()),
+        Err(e) => error!("{}: its daemon died, and: {e}", mounted.point.display()),
+    }
+}
+
+fn parse_watch(message: &[u8]) -> Option<Mounted> {
+    let space = message.iter().position(|b| *b == b' ')?;
+    let id = std::str::from_utf8(&message[..space]).ok()?.parse().ok()?;
+    let point = PathBuf::from(std::ffi::OsString::from_vec(message[space + 1..].to_vec()));
+    Some(Mounted { id, point })
+}

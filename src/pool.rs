@@ -1,0 +1,144 @@
+//! Threads for what may wait for QEMU.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use log::error;
+use parking_lot::{Condvar, Mutex};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The most threads beside those that call [`Pool::run`]. More jobs queue up.
+const MOST_THREADS: usize = 64;
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Runs a job on the calling thread where that leaves other callers free, which saves a
+/// switch between threads; else on a thread of its own.
+pub struct Pool {
+    /// How many callers may be busy at once.
+    inline: usize,
+    busy: AtomicUsize,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+impl Pool {
+    pub fn new(inline: usize) -> Pool {
+        Pool {
+            inline,
+            busy: AtomicUsize::new(0),
+            shared: Arc::default(),
+        }
+    }
+
+    /// Runs a job, now or soon. A job must not panic.
+    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let inline = self.busy.fetch_add(1, Ordering::AcqRel) < self.inline;
+        if inline {
+            job();
+            self.busy.fetch_sub(1, Ordering::AcqRel);
+        } else {
+            self.busy.fetch_sub(1, Ordering::AcqRel);
+            self.queue(Box::new(job));
+        }
+    }
+
+    fn queue(&self, job: Job) {
+        let mut state = self.shared.state.lock();
+        state.jobs.push_back(job);
+        if state.idle >= state.jobs.len() || state.threads >= MOST_THREADS {
+            self.shared.work.notify_one();
+            return;
+        }
+        state.threads += 1;
+        drop(state);
+        let shared = self.shared.clone();
+        let spawned = thread::Builder::new()
+            .name("worker".into())
+            .spawn(move || shared.work());
+        if let Err(e) = spawned {
+            error!("cannot start a thread: {e}");
+            self.shared.state.lock().threads -= 1;
+            // Without any thread nobody would ever do it.
+            let stranded = {
+                let mut state = self.shared.state.lock();
+                if state.threads == 0 {
+                    state.jobs.pop_back()
+                } else {
+                    None
+                }
+            };
+            if let Some(job) = stranded {
+                job();
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                job();
+                state = self.state.lock();
+                continue;
+            }
+            state.idle += 1;
+            let timed_out = self.work.wait_for(&mut state, IDLE).timed_out();
+            state.idle -= 1;
+            if timed_out && state.jobs.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn callers_beyond_the_limit_do_not_wait() {
+        let pool = Arc::new(Pool::new(1));
+        let gate = Arc::new(Barrier::new(2));
+        let (held, caller) = (gate.clone(), pool.clone());
+        let inline = thread::spawn(move || {
+            caller.run(move || {
+                held.wait();
+            });
+        });
+        while pool.busy.load(Ordering::Acquire) == 0 {
+            thread::yield_now();
+        }
+        let (tx, rx) = channel();
+        for i in 0..100 {
+            let tx = tx.clone();
+            pool.run(move || tx.send(i).unwrap_or_default());
+        }
+        let mut done: Vec<i32> = rx.iter().take(100).collect();
+        done.sort_unstable();
+        assert_eq!(done, (0..100).collect::<Vec<_>>());
+        gate.wait();
+        inline.join().unwrap();
+    }
+}

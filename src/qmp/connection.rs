@@ -1,0 +1,446 @@
+//! One QMP connection: requests out, replies matched in order, events, and its end.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use parking_lot::{Condvar, Mutex};
+use serde_json::value::RawValue;
+use socket2::Socket;
+
+use super::address::Address;
+use super::error::{Closed, ConnectError, Error};
+use super::lines::LineReader;
+use super::wire::{self, Event, Greeting, Message, printable};
+
+/// A reply as it came: the JSON text of `return`.
+pub(super) type Reply = Result<Box<RawValue>, Error>;
+
+/// Called from the reader thread; must not wait for a reply.
+pub(super) trait Listener: Send + Sync + 'static {
+    fn event(&self, event: Event);
+    fn closed(&self, why: &Arc<Closed>);
+}
+
+/// A connection to a monitor. Requests may be sent from several threads; QEMU answers them in
+/// the order in which they were written, and so a queue is all that is needed to match them.
+pub struct Connection {
+    shared: Arc<Shared>,
+    greeting: Greeting,
+}
+
+struct Shared {
+    socket: Arc<Socket>,
+    writer: Mutex<Writer>,
+    state: Mutex<State>,
+    timeout: Duration,
+}
+
+#[derive(Default)]
+struct Writer {
+    /// The end of a request of which QEMU's socket took only the beginning.
+    tail: Vec<u8>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Requests without a reply, oldest first.
+    owed: VecDeque<Arc<Slot>>,
+    /// How many of them nobody waits for any more because their time ran out.
+    overdue: usize,
+    closed: Option<Arc<Closed>>,
+}
+
+/// Where one request's reply is put.
+struct Slot {
+    outcome: Mutex<Outcome>,
+    ready: Condvar,
+    sent: Instant,
+    /// For the log, at debug level only.
+    text: Option<String>,
+}
+
+enum Outcome {
+    Waiting,
+    /// The time ran out; the reply is dropped when it comes.
+    Overdue,
+    Done(Reply),
+    Taken,
+}
+
+/// A request that was sent. Dropping it gives the reply up, not its place in the order.
+pub struct Pending {
+    slot: Arc<Slot>,
+    shared: Arc<Shared>,
+}
+
+impl Connection {
+    /// Connects, reads the greeting and leaves capability negotiation mode, all within
+    /// `timeout`, which also bounds each request later.
+    ///
+    /// # Errors
+    /// [`ConnectError`], which tells a monitor held by another client from one that is absent
+    /// and from a socket that is none.
+    pub(super) fn open(
+        address: &Address,
+        timeout: Duration,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Connection, ConnectError> {
+        let deadline = Instant::now() + timeout;
+        let name = address.to_string();
+        let socket = address.connect(deadline).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => ConnectError::NoGreeting {
+                address: name.clone(),
+                after: timeout,
+            },
+            _ => ConnectError::Io {
+                address: name.clone(),
+                source: e,
+            },
+        })?;
+        let socket = Arc::new(socket);
+        let mut lines = LineReader::new(Incoming {
+            socket: socket.clone(),
+            deadline: Some(deadline),
+        });
+        let greeting = handshake(&socket, &mut lines, &name, timeout)?;
+        lines.source_mut().deadline = None;
+        socket.set_read_timeout(None).map_err(|source| ConnectError::Io {
+            address: name,
+            source,
+        })?;
+        let shared = Arc::new(Shared {
+            socket,
+            writer: Mutex::default(),
+            state: Mutex::default(),
+            timeout,
+        });
+        let connection = Connection {
+            shared: shared.clone(),
+            greeting,
+        };
+        thread::Builder::new()
+            .name("qmp-reader".into())
+            .spawn(move || read_all(&shared, lines, &*listener))
+            .map_err(|source| ConnectError::Io {
+                address: address.to_string(),
+                source,
+            })?;
+        Ok(connection)
+    }
+
+    /// What QEMU said of itself.
+    pub fn greeting(&self) -> &Greeting {
+        &self.greeting
+    }
+
+    /// Why the connection ended, if it did.
+    pub fn closed(&self) -> Option<Arc<Closed>> {
+        self.shared.state.lock().closed.clone()
+    }
+
+    /// Sends a request and does not wait for its reply.
+    ///
+    /// # Errors
+    /// [`Error::Stalled`] and [`Error::Closed`] when nothing was sent, [`Error::Timeout`] when
+    /// QEMU took a part of it.
+    pub fn send(&self, request: &[u8]) -> Result<Pending, Error> {
+        self.shared.send(request, self.shared.timeout)
+    }
+
+    /// Sends a request only if that needs no waiting at all: for requests that are made ahead.
+    pub fn try_send(&self, request: &[u8]) -> Option<Pending> {
+        self.shared.send(request, Duration::ZERO).ok()
+    }
+}
+
+impl Drop for Connection {
+    /// Ends the reader thread too.
+    fn drop(&mut self) {
+        self.shared
+            .state
+            .lock()
+            .closed
+            .get_or_insert_with(|| Arc::new(Closed::Ours));
+        let _ = self.shared.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({})", self.greeting)
+    }
+}
+
+impl Pending {
+    /// When the request was sent.
+    pub fn sent(&self) -> Instant {
+        self.slot.sent
+    }
+
+    /// Waits for the reply until the timeout, counted from when the request was sent.
+    ///
+    /// # Errors
+    /// What QEMU answered, or [`Error::Timeout`], or [`Error::Closed`].
+    pub fn wait(self) -> Reply {
+        let deadline = self.slot.sent + self.shared.timeout;
+        let mut outcome = self.slot.outcome.lock();
+        while matches!(*outcome, Outcome::Waiting) {
+            if self.slot.ready.wait_until(&mut outcome, deadline).timed_out() {
+                break;
+            }
+        }
+        if let Outcome::Done(reply) = std::mem::replace(&mut *outcome, Outcome::Taken) {
+            return reply;
+        }
+        *outcome = Outcome::Overdue;
+        self.shared.state.lock().overdue += 1;
+        Err(Error::Timeout(self.shared.timeout))
+    }
+}
+
+impl Slot {
+    fn fill(&self, reply: Reply) -> bool {
+        let mut outcome = self.outcome.lock();
+        let late = matches!(*outcome, Outcome::Overdue);
+        *outcome = Outcome::Done(reply);
+        self.ready.notify_all();
+        late
+    }
+}
+
+impl Shared {
+    fn send(self: &Arc<Self>, request: &[u8], patience: Duration) -> Result<Pending, Error> {
+        let deadline = Instant::now() + patience;
+        self.check()?;
+        let Some(mut writer) = self.writer.try_lock_until(deadline) else {
+            return Err(Error::Stalled);
+        };
+        if !self.flush(&mut writer, deadline)? {
+            return Err(Error::Stalled);
+        }
+        let slot = Arc::new(Slot {
+            outcome: Mutex::new(Outcome::Waiting),
+            ready: Condvar::new(),
+            sent: Instant::now(),
+            text: log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request))),
+        });
+        {
+            let mut state = self.state.lock();
+            if let Some(why) = &state.closed {
+                return Err(Error::Closed(why.clone()));
+            }
+            state.owed.push_back(slot.clone());
+        }
+        match self.write(request, deadline) {
+            Ok(0) => {
+                self.take_back(&slot);
+                return Err(Error::Stalled);
+            }
+            // QEMU may have only the beginning: the rest must come before anything else.
+            Ok(n) => writer.tail.extend(&request[n..]),
+            Err(e) => {
+                self.take_back(&slot);
+                return Err(e);
+            }
+        }
+        Ok(Pending {
+            slot,
+            shared: self.clone(),
+        })
+    }
+
+    /// Whether a request may be sent now.
+    fn check(&self) -> Result<(), Error> {
+        let state = self.state.lock();
+        if let Some(why) = &state.closed {
+            return Err(Error::Closed(why.clone()));
+        }
+        let stalled = state.overdue > 0;
+        drop(state);
+        if !stalled {
+            return Ok(());
+        }
+        // The overdue reply may be to a request that QEMU has not wholly got yet.
+        if let Some(mut writer) = self.writer.try_lock() {
+            self.flush(&mut writer, Instant::now())?;
+        }
+        Err(Error::Stalled)
+    }
+
+    /// Sends what is left of an earlier request; true when nothing is.
+    fn flush(&self, writer: &mut Writer, deadline: Instant) -> Result<bool, Error> {
+        if !writer.tail.is_empty() {
+            let n = self.write(&writer.tail, deadline)?;
+            writer.tail.drain(..n);
+        }
+        Ok(writer.tail.is_empty())
+    }
+
+    /// Writes as much as the socket takes before the deadline.
+    fn write(&self, bytes: &[u8], deadline: Instant) -> Result<usize, Error> {
+        let mut done = 0;
+        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        while done < bytes.len() {
+            match self.socket.send_with_flags(&bytes[done..], flags) {
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    // Now with waiting, for as long as is left.
+                    flags = libc::MSG_NOSIGNAL;
+                    let _ = self.socket.set_write_timeout(Some(left));
+                }
+                Err(e) => return Err(Error::Closed(Arc::new(Closed::Io(e.to_string())))),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Takes a request out of the order that was not sent. The caller holds the writer, so it
+    /// is the newest.
+    fn take_back(&self, slot: &Arc<Slot>) {
+        let mut state = self.state.lock();
+        if state.owed.back().is_some_and(|last| Arc::ptr_eq(last, slot)) {
+            state.owed.pop_back();
+        }
+    }
+
+    /// Gives a reply to the oldest request that has none; false when there is none.
+    fn answer(&self, reply: Reply) -> bool {
+        let Some(slot) = self.state.lock().owed.pop_front() else {
+            return false;
+        };
+        if let Some(text) = &slot.text {
+            let verdict = match &reply {
+                Ok(v) => format!("{} bytes", v.get().len()),
+                Err(e) => e.to_string(),
+            };
+            debug!("{text} -> {verdict} in {:?}", slot.sent.elapsed());
+        }
+        if slot.fill(reply) {
+            info!(
+                "a late reply came after {:?} and was dropped",
+                slot.sent.elapsed()
+            );
+            self.state.lock().overdue -= 1;
+        }
+        true
+    }
+
+    fn close(&self, why: Closed) -> Arc<Closed> {
+        let (why, owed) = {
+            let mut state = self.state.lock();
+            let why = state.closed.get_or_insert_with(|| Arc::new(why)).clone();
+            (why, std::mem::take(&mut state.owed))
+        };
+        let _ = self.socket.shutdown(Shutdown::Both);
+        for slot in owed {
+            slot.fill(Err(Error::Closed(why.clone())));
+        }
+        why
+    }
+}
+
+/// The reading side of the socket, under a deadline until the handshake is done.
+struct Incoming {
+    socket: Arc<Socket>,
+    deadline: Option<Instant>,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Zero would mean no timeout at all.
+            self.socket
+                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        }
+        (&*self.socket).read(buffer).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => e,
+        })
+    }
+}
+
+fn handshake(
+    socket: &Socket,
+    lines: &mut LineReader<Incoming>,
+    address: &str,
+    timeout: Duration,
+) -> Result<Greeting, ConnectError> {
+    let not_qmp = |what: String| ConnectError::NotQmp {
+        address: address.to_owned(),
+        what: printable(&what),
+    };
+    let failed = |e: io::Error| match e.kind() {
+        io::ErrorKind::TimedOut => ConnectError::NoGreeting {
+            address: address.to_owned(),
+            after: timeout,
+        },
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => not_qmp(e.to_string()),
+        _ => ConnectError::Io {
+            address: address.to_owned(),
+            source: e,
+        },
+    };
+    let mut message = || match lines.next() {
+        Ok(Some(line)) => Ok(wire::decode(line)),
+        Ok(None) => Err(not_qmp("it closed the connection at once".into())),
+        Err(e) => Err(failed(e)),
+    };
+    let greeting = match message()? {
+        Message::Greeting(greeting) => greeting,
+        other => return Err(not_qmp(format!("no greeting, but {}", other.kind()))),
+    };
+    let mut ready = socket;
+    io::Write::write_all(&mut ready, br#"{"execute":"qmp_capabilities"}"#).map_err(failed)?;
+    loop {
+        match message()? {
+            Message::Reply(Ok(_)) => return Ok(greeting),
+            Message::Reply(Err(e)) => return Err(not_qmp(format!("it refused qmp_capabilities: {e}"))),
+            Message::Event(_) | Message::BadEvent(_) => {}
+            other => return Err(not_qmp(other.kind())),
+        }
+    }
+}
+
+/// The reader thread: every line until the end of the connection.
+fn read_all(shared: &Shared, mut lines: LineReader<Incoming>, listener: &dyn Listener) {
+    let why = catch_unwind(AssertUnwindSafe(|| read_lines(shared, &mut lines, listener)))
+        .unwrap_or_else(|_| Closed::Internal("the reader panicked".into()));
+    let why = shared.close(why);
+    listener.closed(&why);
+}
+
+fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn Listener) -> Closed {
+    loop {
+        let line = match lines.next() {
+            Ok(Some(line)) => line,
+            Ok(None) => return Closed::Eof,
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Closed::Eof,
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => return Closed::Garbage(e.to_string()),
+            Err(e) => return Closed::Io(e.to_string()),
+        };
+        match wire::decode(line) {
+            Message::Reply(reply) => {
+                if !shared.answer(reply) {
+                    return Closed::Garbage("a reply that no request asked for".into());
+                }
+            }
+            Message::Event(event) => listener.event(event),
+            Message::BadEvent(what) => warn!("an event that cannot be decoded: {}", printable(&what)),
+            Message::Greeting(_) => return Closed::Garbage("a second greeting".into()),
+            Message::Garbage(what) => return Closed::Garbage(what),
+        }
+    }
+}

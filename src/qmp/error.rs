@@ -1,0 +1,87 @@
+//! What can go wrong between us and a QMP monitor.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::wire::printable;
+
+/// Why a request got no result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// QEMU answered with an error: its class (`GenericError`, `DeviceNotFound`, …) and its words.
+    #[error("{}", printable(desc))]
+    Refused { class: String, desc: String },
+    /// The request was sent and no reply came in time; it may still take effect.
+    #[error("QEMU has not replied within {0:?}; the request may still take effect")]
+    Timeout(Duration),
+    /// The request was never sent: QEMU owes replies to earlier ones, or does not read its socket.
+    #[error("QEMU does not answer (a reply is overdue, or its socket is full); this request was not sent")]
+    Stalled,
+    /// The connection is gone; nothing can be sent.
+    #[error("not connected to QEMU: {0}")]
+    Closed(Arc<Closed>),
+    /// QEMU's reply to this request makes no sense; later ones are not affected.
+    #[error("QEMU's reply cannot be decoded: {}", printable(.0))]
+    Undecodable(String),
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Closed {
+    /// The monitor closed it: QEMU ended, or the monitor was removed.
+    #[error("QEMU closed the monitor")]
+    Eof,
+    /// The socket failed.
+    #[error("the monitor's socket failed: {0}")]
+    Io(String),
+    /// The peer sent something that is not QMP; nothing it says can be trusted any more.
+    #[error("the monitor does not speak QMP: {}", printable(.0))]
+    Garbage(String),
+    /// A part of qom-fuse itself broke (a panic in the reader).
+    #[error("internal error: {0}")]
+    Internal(String),
+    /// We closed it.
+    #[error("disconnected")]
+    Ours,
+}
+
+impl Closed {
+    /// True when QEMU simply went away, which is no failure of anybody's.
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Closed::Eof | Closed::Io(_) | Closed::Ours)
+    }
+}
+
+/// Why no connection came about. The text names the address.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("cannot connect to {address}: {source}{}", hint(source))]
+    Io { address: String, source: io::Error },
+    #[error(
+        "{address}: no QMP greeting within {after:?}: another client holds this monitor (a QMP \
+         socket serves one client at a time). End that client, or give QEMU a second monitor: \
+         -qmp unix:/path/to/second.sock,server=on,wait=off"
+    )]
+    NoGreeting { address: String, after: Duration },
+    #[error(
+        "{address}: connected, but this is no QMP monitor: {what}. Give the socket of -qmp (or of \
+         -mon …,mode=control), not that of a human monitor, serial port or guest agent"
+    )]
+    NotQmp { address: String, what: String },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            " (is QEMU running, and was it started with -qmp unix:PATH,server=on,wait=off?)"
+        }
+        io::ErrorKind::ConnectionRefused => {
+            " (the QEMU that made this socket has ended, or does not listen there)"
+        }
+        io::ErrorKind::PermissionDenied => {
+            " (the socket belongs to another user: see ls -l, or run as that user)"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,18 @@
+//! One connection to a QEMU monitor that speaks QMP.
+//!
+//! This layer knows the protocol and nothing of objects or files: where a monitor is
+//! ([`Address`]), how a line looks ([`wire`]), how requests and replies are matched
+//! ([`Connection`]) and how a lost monitor is found again ([`Monitor`]).
+
+mod address;
+mod connection;
+mod error;
+mod lines;
+mod monitor;
+mod wire;
+
+pub use address::{Address, AddressError};
+pub use connection::{Connection, Pending};
+pub use error::{Closed, ConnectError, Error};
+pub use monitor::{Monitor, Notice};
+pub use wire::{Event, Greeting, Message, decode, printable, request};

@@ -1,0 +1,240 @@
+//! A monitor that may come and go: the connection in force, and finding it again.
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::debug;
+use parking_lot::{Condvar, Mutex};
+use serde_json::value::RawValue;
+
+use super::address::Address;
+use super::connection::{Connection, Listener, Pending};
+use super::error::{Closed, ConnectError, Error};
+use super::wire::{Event, Greeting};
+
+/// The first and the longest pause between two attempts to reconnect.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long a request waits for the attempt that it set off.
+const ACCESS_WAITS: Duration = Duration::from_millis(500);
+
+/// What happens to a monitor unasked.
+#[derive(Debug)]
+pub enum Notice {
+    Event(Event),
+    /// Notices were lost: the receiver was too slow for a flood of events.
+    Missed,
+    Lost(Arc<Closed>),
+    /// Connected again, `old` being what the former QEMU said of itself.
+    Back {
+        old: Greeting,
+        new: Greeting,
+    },
+}
+
+/// The monitor at one address, connected or not.
+pub struct Monitor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    address: Address,
+    timeout: Duration,
+    reconnect: bool,
+    bell: Arc<Bell>,
+    current: Mutex<Current>,
+    /// Signalled when an attempt to connect begins to be wanted, and when one ended.
+    changed: Condvar,
+}
+
+struct Current {
+    connection: Arc<Connection>,
+    /// Attempts made since the connection was lost.
+    attempts: u64,
+    hurry: bool,
+    ended: bool,
+}
+
+/// Passes notices on without ever blocking the reader.
+struct Bell {
+    notices: SyncSender<Notice>,
+    missed: Mutex<bool>,
+}
+
+impl Bell {
+    fn ring(&self, notice: Notice) {
+        let mut missed = self.missed.lock();
+        if *missed && self.notices.try_send(Notice::Missed).is_ok() {
+            *missed = false;
+        }
+        match self.notices.try_send(notice) {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            // The end of the connection must not be lost; the receiver will get there.
+            Err(TrySendError::Full(lost @ (Notice::Lost(_) | Notice::Back { .. }))) => {
+                let _ = self.notices.send(lost);
+            }
+            Err(TrySendError::Full(_)) => *missed = true,
+        }
+    }
+}
+
+impl Listener for Bell {
+    fn event(&self, event: Event) {
+        self.ring(Notice::Event(event));
+    }
+
+    fn closed(&self, why: &Arc<Closed>) {
+        self.ring(Notice::Lost(why.clone()));
+    }
+}
+
+impl Monitor {
+    /// Connects. `timeout` bounds this and every request. `notices` gets what happens unasked;
+    /// with `reconnect`, a lost connection is sought again until [`Monitor::end`].
+    ///
+    /// # Errors
+    /// [`ConnectError`]
+    pub fn connect(
+        address: Address,
+        timeout: Duration,
+        reconnect: bool,
+        notices: SyncSender<Notice>,
+    ) -> Result<Monitor, ConnectError> {
+        let bell = Arc::new(Bell {
+            notices,
+            missed: Mutex::new(false),
+        });
+        let connection = Arc::new(Connection::open(&address, timeout, bell.clone())?);
+        let reconnect = reconnect && address.is_repeatable();
+        let inner = Arc::new(Inner {
+            address,
+            timeout,
+            reconnect,
+            bell,
+            current: Mutex::new(Current {
+                connection,
+                attempts: 0,
+                hurry: false,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+        });
+        if reconnect {
+            let seeker = inner.clone();
+            thread::Builder::new()
+                .name("qmp-reconnect".into())
+                .spawn(move || seeker.seek())
+                .map_err(|source| ConnectError::Io {
+                    address: inner.address.to_string(),
+                    source,
+                })?;
+        }
+        Ok(Monitor { inner })
+    }
+
+    /// What the QEMU in force said of itself.
+    pub fn greeting(&self) -> Greeting {
+        self.inner.current.lock().connection.greeting().clone()
+    }
+
+    /// Sends a request and waits for its reply.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn execute(&self, request: &[u8]) -> Result<Box<RawValue>, Error> {
+        self.send(request)?.wait()
+    }
+
+    /// Sends a request; [`Pending::wait`] gives its reply.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn send(&self, request: &[u8]) -> Result<Pending, Error> {
+        self.connection().send(request)
+    }
+
+    /// Sends a request only if QEMU is there and ready to take it.
+    pub fn try_send(&self, request: &[u8]) -> Option<Pending> {
+        let connection = self.inner.current.lock().connection.clone();
+        connection.try_send(request)
+    }
+
+    /// Gives the monitor up: no further attempt to reconnect.
+    pub fn end(&self) {
+        self.inner.current.lock().ended = true;
+        self.inner.changed.notify_all();
+    }
+
+    /// The connection in force. When it is lost, sets off an attempt to reconnect at once and
+    /// waits a moment for it, so that the first access after QEMU is back succeeds.
+    fn connection(&self) -> Arc<Connection> {
+        let mut current = self.inner.current.lock();
+        if self.inner.reconnect && current.connection.closed().is_some() {
+            let attempt = current.attempts;
+            current.hurry = true;
+            self.inner.changed.notify_all();
+            let until = Instant::now() + ACCESS_WAITS.min(self.inner.timeout);
+            while current.attempts == attempt && !current.ended {
+                if self.inner.changed.wait_until(&mut current, until).timed_out() {
+                    break;
+                }
+            }
+        }
+        current.connection.clone()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Inner {
+    /// The reconnecting thread.
+    fn seek(&self) {
+        let mut pause = BACK_OFF.0;
+        loop {
+            {
+                let mut current = self.current.lock();
+                let due = Instant::now() + pause;
+                // While connected this only looks now and then; an access cuts the pause short.
+                while !current.hurry && !current.ended {
+                    if self.changed.wait_until(&mut current, due).timed_out() {
+                        break;
+                    }
+                }
+                if current.ended {
+                    return;
+                }
+                if current.connection.closed().is_none() {
+                    (current.hurry, pause) = (false, BACK_OFF.0);
+                    continue;
+                }
+            }
+            let attempt = Connection::open(&self.address, self.timeout, self.bell.clone());
+            let mut current = self.current.lock();
+            current.attempts += 1;
+            current.hurry = false;
+            match attempt {
+                Ok(connection) => {
+                    let (old, new) = (
+                        current.connection.greeting().clone(),
+                        connection.greeting().clone(),
+                    );
+                    // Told first: nothing known of the old QEMU may be served for the new one.
+                    self.bell.ring(Notice::Back { old, new });
+                    current.connection = Arc::new(connection);
+                    pause = BACK_OFF.0;
+                }
+                Err(e) => {
+                    debug!("{e}");
+                    pause = (pause * 2).min(BACK_OFF.1);
+                }
+            }
+            drop(current);
+            self.changed.notify_all();
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! QMP on the wire: one JSON document per line each way.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::error::Error;
+
+/// The longest line taken from a monitor, in bytes. QEMU limits its own input alike.
+pub const MAX_LINE: usize = 64 << 20;
+
+/// The most values (array elements, object members) taken in one line. Short elements grow
+/// about tenfold when decoded, so the length alone would not bound memory.
+const MAX_VALUES: usize = 2 << 20;
+
+/// What the monitor says of its QEMU when a client connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    /// Major, minor, micro.
+    pub version: (u32, u32, u32),
+    /// The distribution's name of the build, often empty.
+    pub package: String,
+}
+
+impl std::fmt::Display for Greeting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (major, minor, micro) = self.version;
+        write!(f, "QEMU {major}.{minor}.{micro}")?;
+        if !self.package.is_empty() {
+            write!(f, " ({})", printable(&self.package))?;
+        }
+        Ok(())
+    }
+}
+
+/// Something QEMU announces unasked.
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub name: String,
+    pub data: Value,
+}
+
+/// One line from a monitor.
+#[derive(Debug)]
+pub enum Message {
+    Greeting(Greeting),
+    /// The answer to the oldest request that has none.
+    Reply(Result<Box<RawValue>, Error>),
+    Event(Event),
+    /// An event whose content cannot be decoded. Nothing waits for it.
+    BadEvent(String),
+    /// Neither greeting, reply nor event.
+    Garbage(String),
+}
+
+impl Message {
+    /// What it is, in a few words.
+    pub(super) fn kind(&self) -> String {
+        match self {
+            Message::Greeting(_) => "a greeting".into(),
+            Message::Reply(_) => "a reply".into(),
+            Message::Event(_) | Message::BadEvent(_) => "an event".into(),
+            Message::Garbage(what) => what.clone(),
+        }
+    }
+}
+
+/// The shortest text of a request: QEMU reads its monitor byte by byte, so no id, no blanks
+/// and no newline.
+pub fn request(command: &str, arguments: &impl Serialize) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Request<'a, A> {
+        execute: &'a str,
+        arguments: &'a A,
+    }
+    // Strings, numbers and maps with string keys always serialize.
+    serde_json::to_vec(&Request {
+        execute: command,
+        arguments,
+    })
+    .unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(rename = "return", borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    error: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    event: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(rename = "QMP", borrow, default)]
+    greeting: Option<&'a RawValue>,
+}
+
+/// Keeps `null` apart from an absent member: `{"return": null}` is a reply.
+fn present<'de, D: Deserializer<'de>>(d: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(d).map(Some)
+}
+
+/// Reads one line (without its newline). Never fails: what cannot be read is classed by what
+/// it was meant to be, so that one bad reply costs one request and not the connection.
+pub fn decode(line: &[u8]) -> Message {
+    let parsed = check_size(line)
+        .and_then(|()| std::str::from_utf8(line).map_err(serde_json::Error::custom))
+        .and_then(serde_json::from_str::<Line<'_>>);
+    let line_value = match parsed {
+        Ok(v) => v,
+        Err(e) => return classify(line, &e.to_string()),
+    };
+    if let Some(greeting) = line_value.greeting {
+        return match parse_greeting(greeting) {
+            Ok(g) => Message::Greeting(g),
+            Err(e) => Message::Garbage(format!("greeting: {e}")),
+        };
+    }
+    match (line_value.result, line_value.error, line_value.event) {
+        (Some(v), None, None) => Message::Reply(Ok(v.to_owned())),
+        (None, Some(e), None) => Message::Reply(Err(parse_error(e))),
+        (None, None, Some(name)) => {
+            let data = line_value
+                .data
+                .map_or(Ok(Value::Null), |d| serde_json::from_str(d.get()));
+            match data {
+                Ok(data) => Message::Event(Event {
+                    name: name.into_owned(),
+                    data,
+                }),
+                Err(e) => Message::BadEvent(e.to_string()),
+            }
+        }
+        _ => Message::Garbage(excerpt(line)),
+    }
+}
+
+fn parse_greeting(raw: &RawValue) -> serde_json::Result<Greeting> {
+    #[derive(Deserialize)]
+    struct Qmp {
+        version: Version,
+    }
+    #[derive(Deserialize)]
+    struct Version {
+        qemu: Number,
+        #[serde(default)]
+        package: String,
+    }
+    #[derive(Deserialize)]
+    struct Number {
+        major: u32,
+        minor: u32,
+        micro: u32,
+    }
+    let Version { qemu, package } = serde_json::from_str::<Qmp>(raw.get())?.version;
+    Ok(Greeting {
+        version: (qemu.major, qemu.minor, qemu.micro),
+        package,
+    })
+}
+
+fn parse_error(raw: &RawValue) -> Error {
+    #[derive(Deserialize)]
+    struct Refused {
+        class: String,
+        desc: String,
+    }
+    match serde_json::from_str::<Refused>(raw.get()) {
+        Ok(Refused { class, desc }) => Error::Refused { class, desc },
+        Err(e) => Error::Undecodable(format!("error reply: {e}")),
+    }
+}
+
+/// What a line that is not valid JSON was meant to be, judged by its first key: QEMU starts
+/// replies with `return` or `error` and events with `timestamp`.
+fn classify(line: &[u8], why: &str) -> Message {
+    let text = line.trim_ascii_start();
+    let key = text
+        .strip_prefix(b"{")
+        .map(<[u8]>::trim_ascii_start)
+        .and_then(|t| t.strip_prefix(b"\""))
+        .and_then(|t| t.split(|b| *b == b'"').next());
+    // A line that breaks off is a peer that broke off, whatever it began to say.
+    let complete = text.trim_ascii_end().ends_with(b"}");
+    match key {
+        Some(b"return" | b"error") if complete => Message::Reply(Err(Error::Undecodable(why.into()))),
+        Some(b"timestamp" | b"event" | b"data") if complete => Message::BadEvent(why.into()),
+        _ => Message::Garbage(format!("{why}: {}", excerpt(line))),
+    }
+}
+
+/// Refuses a line of more than [`MAX_VALUES`] values before it is decoded.
+fn check_size(line: &[u8]) -> serde_json::Result<()> {
+    if line.len() <= MAX_VALUES {
+        return Ok(());
+    }
+    let (mut values, mut in_string, mut escaped) = (0usize, false, false);
+    for &b in line {
+        match b {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    if values > MAX_VALUES {
+        return Err(serde_json::Error::custom(format_args!(
+            "{values} values in one line, at most {MAX_VALUES} are taken"
+        )));
+    }
+    Ok(())
+}
+
+fn excerpt(line: &[u8]) -> String {
+    const MOST: usize = 80;
+    let cut = &line[..line.len().min(MOST)];
+    let dots = if line.len() > MOST { "…" } else { "" };
+    format!("{}{dots}", String::from_utf8_lossy(cut))
+}
+
+/// A peer's text, safe to print: control characters (and what acts like them: line and
+/// paragraph separators, bidirectional overrides) are escaped, and at most 1,000 characters
+/// are kept. For logs and terminals; never for values.
+pub fn printable(text: &str) -> String {
+    const MOST: usize = 1000;
+    let mut out = String::with_capacity(text.len().min(MOST));
+    for (n, c) in text.chars().enumerate() {
+        if n == MOST {
+            let _ = write!(out, "… ({} bytes in all)", text.len());
+            break;
+        }
+        let acts = matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}'
+            | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        if c.is_control() || acts {
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(line: &str) -> Result<String, Error> {
+        match decode(line.as_bytes()) {
+            Message::Reply(r) => r.map(|v| v.get().to_owned()),
+            other => panic!("not a reply: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn request_is_shortest() {
+        let args = serde_json::json!({"path": "/machine"});
+        assert_eq!(
+            request("qom-list", &args),
+            br#"{"execute":"qom-list","arguments":{"path":"/machine"}}"#
+        );
+    }
+
+    #[test]
+    fn replies() {
+        assert_eq!(reply(r#"{"return": {"a": 1}}"#).unwrap(), r#"{"a": 1}"#);
+        assert_eq!(reply(r#"{"return": null}"#).unwrap(), "null");
+        let e = reply(r#"{"error": {"class": "DeviceNotFound", "desc": "Device '/x' not found"}}"#);
+        assert!(
+            matches!(e, Err(Error::Refused { class, desc }) if class == "DeviceNotFound" && desc == "Device '/x' not found")
+        );
+    }
+
+    #[test]
+    fn bad_reply_is_still_a_reply() {
+        for line in [
+            r#"{"return": "\q"}"#,
+            r#"{"return": [1,}"#,
+            r#"{"error": 5}"#,
+            r#"{"error": {"class": 1}}"#,
+            r#"{"return": 1, "return": 2}"#,
+        ] {
+            assert!(matches!(reply(line), Err(Error::Undecodable(_))), "{line}");
+        }
+        let bytes = b"{\"return\": \"\xff\"}";
+        assert!(matches!(
+            decode(bytes),
+            Message::Reply(Err(Error::Undecodable(_)))
+        ));
+    }
+
+    #[test]
+    fn deep_nesting_does_not_overflow() {
+        let deep = format!(r#"{{"return": {}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        // Taken as raw text here; the layer above refuses to decode it.
+        assert!(reply(&deep).is_ok());
+    }
+
+    #[test]
+    fn too_many_values() {
+        let line = format!(r#"{{"return": [{}0]}}"#, "0,".repeat(MAX_VALUES + 1));
+        assert!(matches!(reply(&line), Err(Error::Undecodable(_))));
+        let commas = format!(r#"{{"return": "{}"}}"#, ",".repeat(MAX_VALUES + 1));
+        assert!(reply(&commas).is_ok(), "commas in a string are no values");
+    }
+
+    #[test]
+    fn events_and_garbage() {
+        let e =
+            decode(br#"{"timestamp": {"seconds": 1}, "event": "DEVICE_DELETED", "data": {"path": "/x"}}"#);
+        assert!(matches!(e, Message::Event(e) if e.name == "DEVICE_DELETED" && e.data["path"] == "/x"));
+        assert!(matches!(decode(br#"{"event": "STOP"}"#), Message::Event(_)));
+        let bad = decode(br#"{"timestamp": {"seconds": 1}, "event": "X", "data": "\q"}"#);
+        assert!(matches!(bad, Message::BadEvent(_)));
+        for line in [
+            "",
+            "hello",
+            "{}",
+            "[]",
+            "42",
+            r#"{"return"#,
+            r#"{"return": 1, "event": "X"}"#,
+        ] {
+            assert!(matches!(decode(line.as_bytes()), Message::Garbage(_)), "{line}");
+        }
+    }
+
+    #[test]
+    fn greeting() {
+        let line = br#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
+        match decode(line) {
+            Message::Greeting(g) => assert_eq!(g.to_string(), "QEMU 7.2.22 (Debian)"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(decode(br#"{"QMP": 1}"#), Message::Garbage(_)));
+    }
+
+    #[test]
+    fn printable_text() {
+        assert_eq!(printable("a\n\u{1b}[31mb\u{202e}"), "a\\n\\u{1b}[31mb\\u{202e}");
+        assert!(printable(&"x".repeat(5000)).len() < 1100);
+    }
+}

@@ -1,0 +1,122 @@
+//! Asking QEMU about objects.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::error::Error;
+use super::path::Path;
+use super::requests::Request;
+use super::value::{from_text, retyped};
+use crate::qmp::{self, Monitor, Pending};
+
+/// The object tree of the QEMU behind a monitor.
+pub struct Qom {
+    monitor: Monitor,
+}
+
+/// A request that was sent; [`Ask::wait`] gives its result.
+pub struct Ask<T> {
+    pending: Pending,
+    asked: String,
+    decode: fn(&str) -> serde_json::Result<T>,
+}
+
+impl Qom {
+    pub fn new(monitor: Monitor) -> Qom {
+        Qom { monitor }
+    }
+
+    /// The connection underneath.
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// When it could not be sent.
+    pub fn ask<T>(&self, request: Request<T>) -> Result<Ask<T>, Error> {
+        match self.monitor.send(&request.bytes) {
+            Ok(pending) => Ok(Ask {
+                pending,
+                asked: request.asked,
+                decode: request.decode,
+            }),
+            Err(source) => Err(Error {
+                asked: request.asked,
+                source,
+            }),
+        }
+    }
+
+    /// Sends a request that nobody waits for yet, if QEMU is ready to take it.
+    pub fn ask_ahead<T>(&self, request: Request<T>) -> Option<Ask<T>> {
+        let pending = self.monitor.try_send(&request.bytes)?;
+        Some(Ask {
+            pending,
+            asked: request.asked,
+            decode: request.decode,
+        })
+    }
+
+    /// Sends a request and waits for its result.
+    ///
+    /// # Errors
+    /// What QEMU answered, or why it did not.
+    pub fn request<T>(&self, request: Request<T>) -> Result<T, Error> {
+        self.ask(request)?.wait()
+    }
+
+    /// Sets a property to what a text means: by the declared type, and once more as the JSON
+    /// type that QEMU asks for when it refuses only that (which it checks before it acts).
+    ///
+    /// # Errors
+    /// QEMU's verdict on the value that fits best.
+    pub fn set_text(&self, path: &Path, property: &str, declared: &str, text: &str) -> Result<(), Error> {
+        let value = from_text(declared, text);
+        let first = self.request(Request::set(path, property, &value));
+        let Err(Error {
+            source: qmp::Error::Refused { desc, .. },
+            ..
+        }) = &first
+        else {
+            return first;
+        };
+        match retyped(desc, property, text) {
+            Some(other) if other != value => self.request(Request::set(path, property, &other)),
+            _ => first,
+        }
+    }
+
+    /// Sets a link: to an object, or to nothing.
+    ///
+    /// # Errors
+    /// QEMU's verdict.
+    pub fn set_link(&self, path: &Path, property: &str, target: Option<&Path>) -> Result<(), Error> {
+        let target = target.map_or("", Path::as_str);
+        self.request(Request::set(path, property, &Value::from(target)))
+    }
+}
+
+impl<T> Ask<T> {
+    /// When the request was sent.
+    pub fn sent(&self) -> Instant {
+        self.pending.sent()
+    }
+
+    /// Waits for the result, at most for the connection's timeout.
+    ///
+    /// # Errors
+    /// What QEMU answered, or why it did not.
+    pub fn wait(self) -> Result<T, Error> {
+        let result = self
+            .pending
+            .wait()
+            .and_then(|raw| (self.decode)(raw.get()).map_err(|e| qmp::Error::Undecodable(e.to_string())));
+        result.map_err(|source| Error {
+            asked: self.asked,
+            source,
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! Why QEMU would not do something, and what that means.
+
+use crate::qmp;
+
+/// A request about an object that failed: what was asked, and what QEMU answered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{asked}: {source}")]
+pub struct Error {
+    /// The request in a few words: `qom-get /machine graphics`.
+    pub asked: String,
+    pub source: qmp::Error,
+}
+
+/// The meaning of an [`Error`], as far as QEMU's words tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// No such object, property or link target.
+    NotFound,
+    NotReadable,
+    NotWritable,
+    /// It could be set earlier in the object's life, not now.
+    TooLate,
+    /// This QEMU does not know the command.
+    NoCommand,
+    /// Any other refusal.
+    Refused,
+    Timeout,
+    Disconnected,
+    Undecodable,
+}
+
+impl Error {
+    /// Classes the error. QEMU gives most of its errors the class `GenericError`, so its words
+    /// decide; the texts are those of QEMU 4.2 to 11.1.
+    pub fn reason(&self) -> Reason {
+        match &self.source {
+            qmp::Error::Timeout(_) | qmp::Error::Stalled => Reason::Timeout,
+            qmp::Error::Closed(_) => Reason::Disconnected,
+            qmp::Error::Undecodable(_) => Reason::Undecodable,
+            qmp::Error::Refused { class, desc } => match class.as_str() {
+                "DeviceNotFound" => Reason::NotFound,
+                "CommandNotFound" => Reason::NoCommand,
+                _ => by_words(desc),
+            },
+        }
+    }
+
+    /// True when QEMU answered, and the answer was no.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.source, qmp::Error::Refused { .. })
+    }
+
+    /// QEMU's own words, if it said any; else what happened.
+    pub fn words(&self) -> String {
+        match &self.source {
+            qmp::Error::Refused { desc, .. } => desc.clone(),
+            other => other.to_string(),
+        }
+    }
+}
+
+fn by_words(desc: &str) -> Reason {
+    const TOO_LATE: [&str; 8] = [
+        "after it was realized",
+        "can no longer be",
+        "cannot change ",
+        "Cannot change ",
+        "cannot be changed",
+        "can't be changed",
+        "Cannot set properties after",
+        "cannot be set after",
+    ];
+    if desc.starts_with("Property '") && desc.ends_with("' not found") {
+        Reason::NotFound
+    } else if desc.ends_with(" is not readable") {
+        Reason::NotReadable
+    } else if desc.ends_with(" is not writable") || desc.starts_with("Insufficient permission") {
+        // The latter is how QEMU before 5.2 said both.
+        Reason::NotWritable
+    } else if TOO_LATE.iter().any(|words| desc.contains(words)) {
+        Reason::TooLate
+    } else {
+        Reason::Refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_by_qemus_words() {
+        let reason = |class: &str, desc: &str| {
+            Error {
+                asked: String::new(),
+                source: qmp::Error::Refused {
+                    class: class.into(),
+                    desc: desc.into(),
+                },
+            }
+            .reason()
+        };
+        for (desc, want) in [
+            ("Property 'pc-q35-7.2-machine.nope' not found", Reason::NotFound),
+            ("Property 'T.x' is not readable", Reason::NotReadable),
+            ("Property 'T.x' is not writable", Reason::NotWritable),
+            (
+                "Insufficient permission to perform this operation",
+                Reason::NotWritable,
+            ),
+            (
+                "Attempt to set property 'addr' on device 'x' (type 'qemu-xhci') after it was realized",
+                Reason::TooLate,
+            ),
+            ("Property 'chardev' can no longer be set", Reason::TooLate),
+            (
+                "cannot change property 'share' of memory-backend-ram.",
+                Reason::TooLate,
+            ),
+            ("Parameter 'acpi' does not accept value 'bogus'", Reason::Refused),
+            ("No crash occurred", Reason::Refused),
+        ] {
+            assert_eq!(reason("GenericError", desc), want, "{desc}");
+        }
+        assert_eq!(
+            reason("DeviceNotFound", "Device '/x' not found"),
+            Reason::NotFound
+        );
+        assert_eq!(
+            reason("CommandNotFound", "The command x has not been found"),
+            Reason::NoCommand
+        );
+    }
+}

@@ -1,0 +1,18 @@
+//! Objects and properties of a running QEMU, as QMP tells them.
+//!
+//! This layer knows what a property is, which requests there are for it, and how a value
+//! looks as text. It knows nothing of files.
+
+mod client;
+mod error;
+mod path;
+mod property;
+mod requests;
+mod value;
+
+pub use client::{Ask, Qom};
+pub use error::{Error, Reason};
+pub use path::Path;
+pub use property::{Description, Kind, Property, Valued};
+pub use requests::Request;
+pub use value::{from_text, retyped, to_text};

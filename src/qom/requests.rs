@@ -1,0 +1,194 @@
+//! The requests that this project sends, each with how its reply is read.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::error::Error;
+use super::path::Path;
+use super::property::{Description, Property, Valued};
+use super::value::to_text;
+use crate::qmp;
+
+/// A request whose reply decodes to a `T`.
+pub struct Request<T> {
+    pub(super) bytes: Vec<u8>,
+    /// For messages: the request in a few words.
+    pub(super) asked: String,
+    pub(super) decode: fn(&str) -> serde_json::Result<T>,
+}
+
+#[derive(Deserialize)]
+struct RawProperty {
+    name: String,
+    #[serde(rename = "type")]
+    declared: String,
+}
+
+impl From<RawProperty> for Property {
+    fn from(raw: RawProperty) -> Property {
+        Property {
+            name: raw.name.into(),
+            declared: raw.declared.into(),
+        }
+    }
+}
+
+impl Request<Vec<Property>> {
+    /// The properties of an object.
+    pub fn list(path: &Path) -> Self {
+        Request {
+            bytes: qmp::request("qom-list", &json!({ "path": path.as_str() })),
+            asked: format!("qom-list {path}"),
+            decode: |text| {
+                let raw: Vec<RawProperty> = serde_json::from_str(text)?;
+                Ok(raw.into_iter().map(Property::from).collect())
+            },
+        }
+    }
+}
+
+impl Request<String> {
+    /// The value of a property, as text.
+    pub fn get(path: &Path, property: &str) -> Self {
+        Request {
+            bytes: qmp::request("qom-get", &json!({ "path": path.as_str(), "property": property })),
+            asked: format!("qom-get {path} {property}"),
+            decode: |text| serde_json::from_str(text).map(|value: Value| to_text(value)),
+        }
+    }
+}
+
+impl Request<()> {
+    /// Sets a property.
+    pub fn set(path: &Path, property: &str, value: &Value) -> Self {
+        Request {
+            bytes: qmp::request(
+                "qom-set",
+                &json!({ "path": path.as_str(), "property": property, "value": value }),
+            ),
+            asked: format!("qom-set {path} {property}"),
+            decode: |_| Ok(()),
+        }
+    }
+}
+
+impl Request<Vec<Vec<Valued>>> {
+    /// The properties of several objects with their values (QEMU 10.1 and later). One bad path
+    /// fails the whole request.
+    pub fn list_get(paths: &[Path]) -> Self {
+        let names: Vec<&str> = paths.iter().map(Path::as_str).collect();
+        Request {
+            bytes: qmp::request("qom-list-get", &json!({ "paths": names })),
+            asked: format!("qom-list-get {}", names.join(" ")),
+            decode: decode_list_get,
+        }
+    }
+}
+
+fn decode_list_get(text: &str) -> serde_json::Result<Vec<Vec<Valued>>> {
+    #[derive(Deserialize)]
+    struct Object<'a> {
+        #[serde(borrow)]
+        properties: Vec<WithValue<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct WithValue<'a> {
+        name: String,
+        #[serde(rename = "type")]
+        declared: String,
+        #[serde(borrow, default)]
+        value: Option<&'a RawValue>,
+    }
+    let objects: Vec<Object<'_>> = serde_json::from_str(text)?;
+    let valued = |p: WithValue<'_>| Valued {
+        text: p.value.map(|raw| value_text(&p.name, raw)),
+        property: Property {
+            name: p.name.into(),
+            declared: p.declared.into(),
+        },
+    };
+    Ok(objects
+        .into_iter()
+        .map(|o| o.properties.into_iter().map(valued).collect())
+        .collect())
+}
+
+/// One value of many: a bad one must not spoil the others.
+fn value_text(name: &str, raw: &RawValue) -> Result<String, Error> {
+    serde_json::from_str(raw.get())
+        .map(|value: Value| to_text(value))
+        .map_err(|e| Error {
+            asked: format!("qom-list-get {name}"),
+            source: qmp::Error::Undecodable(e.to_string()),
+        })
+}
+
+impl Request<HashMap<String, Description>> {
+    /// Descriptions and defaults of a type's properties, by name.
+    pub fn describe(type_name: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Info {
+            name: String,
+            description: Option<String>,
+            #[serde(rename = "default-value")]
+            default: Option<Value>,
+        }
+        Request {
+            bytes: qmp::request("qom-list-properties", &json!({ "typename": type_name })),
+            asked: format!("qom-list-properties {type_name}"),
+            decode: |text| {
+                let infos: Vec<Info> = serde_json::from_str(text)?;
+                let entry = |i: Info| {
+                    let description = Description {
+                        description: i.description,
+                        default: i.default.map(to_text),
+                    };
+                    (i.name, description)
+                };
+                Ok(infos.into_iter().map(entry).collect())
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_get_keeps_good_values_beside_bad_ones() {
+        let text = r#"[{"properties": [
+            {"name": "a", "type": "string", "value": "x"},
+            {"name": "b", "type": "int"},
+            {"name": "n", "type": "any", "value": null},
+            {"name": "c", "type": "int", "value": 1e999}]}]"#;
+        let objects = decode_list_get(text).unwrap();
+        let texts: Vec<_> = objects[0]
+            .iter()
+            .map(|v| v.text.as_ref().map(|t| t.as_ref().ok().cloned()))
+            .collect();
+        assert_eq!(texts[0], Some(Some("x".into())));
+        assert_eq!(texts[1], None);
+        assert_eq!(texts[3], Some(None));
+    }
+
+    #[test]
+    fn wrong_shapes_are_errors() {
+        let list = Request::list(&Path::root());
+        for text in [
+            "{}",
+            "5",
+            "[1]",
+            r#"[{"name": 1, "type": "x"}]"#,
+            r#"[{"name": "x"}]"#,
+            "null",
+        ] {
+            assert!((list.decode)(text).is_err(), "{text}");
+        }
+        let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        assert!((Request::get(&Path::root(), "x").decode)(&deep).is_err());
+    }
+}

@@ -1,0 +1,239 @@
+//! Values and their text, both ways (design §3).
+
+use serde_json::Value;
+
+/// A value as a file shows it, without the newline that ends it: strings as they are,
+/// objects and arrays as JSON on one line with sorted keys.
+pub fn to_text(value: Value) -> String {
+    match value {
+        Value::String(text) => text,
+        // serde_json keeps object members sorted and prints without blanks.
+        other => other.to_string(),
+    }
+}
+
+/// The value that a text means for a property of this declared type. Never fails: what does
+/// not fit the type goes as a string, for QEMU to judge in its own words.
+pub fn from_text(declared: &str, text: &str) -> Value {
+    let typed = match declared {
+        "bool" => boolean(text),
+        "string" | "str" => None,
+        "number" | "double" | "float" => integer(text).or_else(|| number(text)),
+        d if is_integer(d) => integer(text),
+        _ => compound(text),
+    };
+    typed.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// The value that a text means after QEMU refused `property` for its JSON type alone, naming
+/// the one that it wants; `None` when the refusal is about something else, or the text is no
+/// such value.
+pub fn retyped(refusal: &str, property: &str, text: &str) -> Option<Value> {
+    let wanted = if let Some(rest) = refusal.strip_prefix("Invalid parameter type for '") {
+        rest.strip_prefix(property)?.strip_prefix("', expected: ")?
+    } else {
+        let rest = refusal.strip_prefix("Parameter '")?;
+        rest.strip_prefix(property)?.strip_prefix("' expects ")?
+    };
+    match wanted {
+        "boolean" => boolean(text),
+        "string" => Some(Value::String(text.to_owned())),
+        "number" => integer(text).or_else(|| number(text)),
+        "object" | "array" | "list" | "dict" => compound(text),
+        "null" => (text == "null").then_some(Value::Null),
+        w if is_integer(w) => integer(text),
+        _ => None,
+    }
+}
+
+/// `int`, `integer`, `uint8`, `int64_t`, … and QEMU's own names for integers.
+fn is_integer(declared: &str) -> bool {
+    let name = declared.strip_suffix("_t").unwrap_or(declared);
+    let name = name.strip_prefix('u').unwrap_or(name);
+    matches!(
+        name,
+        "int" | "int8" | "int16" | "int32" | "int64" | "integer" | "size" | "busnr"
+    )
+}
+
+fn boolean(text: &str) -> Option<Value> {
+    match text {
+        "true" | "on" | "yes" | "1" => Some(true.into()),
+        "false" | "off" | "no" | "0" => Some(false.into()),
+        _ => None,
+    }
+}
+
+/// Decimal or `0x…`, from the least i64 to the greatest u64.
+fn integer(text: &str) -> Option<Value> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let hex = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"));
+    let (digits, radix) = hex.map_or((digits, 10), |h| (h, 16));
+    if !digits.starts_with(|c: char| c.is_ascii_hexdigit()) {
+        return None; // from_str_radix would take a second sign
+    }
+    let magnitude = u64::from_str_radix(digits, radix).ok()?;
+    if negative {
+        0i64.checked_sub_unsigned(magnitude).map(Value::from)
+    } else {
+        Some(magnitude.into())
+    }
+}
+
+fn number(text: &str) -> Option<Value> {
+    match serde_json::from_str(text) {
+        Ok(n @ Value::Number(_)) => Some(n),
+        _ => None,
+    }
+}
+
+fn compound(text: &str) -> Option<Value> {
+    match serde_json::from_str(text) {
+        Ok(v @ (Value::Object(_) | Value::Array(_))) => Some(v),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn texts() {
+        for (value, text) in [
+            (json!("a \"b\"\n"), "a \"b\"\n"),
+            (json!(true), "true"),
+            (json!(u64::MAX), "18446744073709551615"),
+            (json!(i64::MIN), "-9223372036854775808"),
+            (json!(0.1), "0.1"),
+            (json!(null), "null"),
+            (
+                json!({"b": [1, {"z": 0, "a": "ü"}], "a": {}}),
+                r#"{"a":{},"b":[1,{"a":"ü","z":0}]}"#,
+            ),
+            (json!([]), "[]"),
+        ] {
+            assert_eq!(to_text(value), text);
+        }
+    }
+
+    #[test]
+    fn typed_by_declaration() {
+        for (declared, text, value) in [
+            ("bool", "on", json!(true)),
+            ("bool", "no", json!(false)),
+            ("bool", "maybe", json!("maybe")),
+            ("uint64_t", "0xffffffffffffffff", json!(u64::MAX)),
+            ("int", "-9223372036854775808", json!(i64::MIN)),
+            ("int", "-0x10", json!(-16)),
+            ("int", "--5", json!("--5")),
+            ("int", "+5", json!("+5")),
+            ("int", "18446744073709551616", json!("18446744073709551616")),
+            ("size", "1G", json!("1G")),
+            ("busnr", "7", json!(7)),
+            ("uint32", "", json!("")),
+            ("number", "0.5", json!(0.5)),
+            ("string", "{}", json!("{}")),
+            ("str", "5", json!("5")),
+            ("SMPConfiguration", r#"{"cpus":2}"#, json!({"cpus": 2})),
+            ("SgxEPC", "[]", json!([])),
+            ("OnOffAuto", "on", json!("on")),
+            ("OnOffAuto", "{bad", json!("{bad")),
+        ] {
+            assert_eq!(from_text(declared, text), value, "{declared} {text}");
+        }
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        assert_eq!(
+            from_text("any", &deep),
+            json!(deep),
+            "QEMU would lose step over this as JSON"
+        );
+    }
+
+    #[test]
+    fn typed_by_refusal() {
+        let wants = |kind: &str| format!("Invalid parameter type for 'p', expected: {kind}");
+        for (refusal, text, value) in [
+            (wants("boolean"), "yes", Some(json!(true))),
+            (wants("string"), "5", Some(json!("5"))),
+            (wants("integer"), "5", Some(json!(5))),
+            (wants("integer"), "five", None),
+            (wants("object"), "{}", Some(json!({}))),
+            (wants("array"), "[1]", Some(json!([1]))),
+            (wants("memory-backend"), "/x", None),
+            ("Parameter 'p' expects uint64".into(), "9", Some(json!(9))),
+            ("Parameter 'q' expects uint64".into(), "9", None),
+            ("Parameter 'p' does not accept value 'x'".into(), "x", None),
+            (
+                "Invalid parameter type for 'p.cpus', expected: string".into(),
+                "{}",
+                None,
+            ),
+        ] {
+            assert_eq!(retyped(&refusal, "p", text), value, "{refusal} {text}");
+        }
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>()
+                .prop_filter("JSON has no others", |f| f.is_finite())
+                .prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 64, 8, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..8).prop_map(Value::from),
+                prop::collection::hash_map(any::<String>(), inner, 0..8)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The refusal by which QEMU names the JSON type of a value.
+    fn refusal_for(value: &Value) -> String {
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(n) if n.is_f64() => "number",
+            Value::Number(_) => "integer",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        format!("Invalid parameter type for 'p', expected: {kind}")
+    }
+
+    proptest! {
+        /// What `cat` prints can be written back, whatever the declared type says.
+        #[test]
+        fn text_round_trips(value in any_json()) {
+            let text = to_text(value.clone());
+            prop_assert_eq!(retyped(&refusal_for(&value), "p", &text), Some(value));
+        }
+
+        #[test]
+        fn declared_types_round_trip(b in any::<bool>(), i in any::<i64>(), u in any::<u64>(), s in any::<String>()) {
+            prop_assert_eq!(from_text("bool", &to_text(json!(b))), json!(b));
+            prop_assert_eq!(from_text("int", &to_text(json!(i))), json!(i));
+            prop_assert_eq!(from_text("uint64_t", &to_text(json!(u))), json!(u));
+            prop_assert_eq!(from_text("string", &to_text(json!(s))), json!(s));
+        }
+
+        /// No text and no refusal make this panic.
+        #[test]
+        fn nothing_panics(declared in ".*", refusal in ".*", text in ".*") {
+            let _ = from_text(&declared, &text);
+            let _ = retyped(&refusal, "p", &text);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What `stat` shows.
+
+use std::time::SystemTime;
+
+use super::inodes::What;
+use super::{Error, Ino, Result, Tree};
+use crate::qom::Kind;
+
+/// The attributes of an inode.
+#[derive(Debug, Clone)]
+pub struct Attributes {
+    pub ino: Ino,
+    pub kind: Kind,
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    /// All three times of a file: when it was mounted.
+    pub time: SystemTime,
+}
+
+impl Tree {
+    /// The attributes of an inode, never asking QEMU.
+    ///
+    /// # Errors
+    /// ENOENT when its object is known to be gone.
+    pub fn attributes(&self, ino: Ino) -> Result<Attributes> {
+        if let Some(attributes) = self.temporary_attributes(ino) {
+            return Ok(attributes);
+        }
+        let what = self.inodes.lock().get(ino);
+        match what {
+            Some(What::Root) => Ok(self.attributes_of(ino, Kind::Child, 0)),
+            Some(What::Entry { entry, size, .. }) => Ok(self.attributes_of(ino, entry.kind, size)),
+            None => Err(libc::ENOENT.into()),
+        }
+    }
+
+    pub(super) fn attributes_of(&self, ino: Ino, kind: Kind, size: u64) -> Attributes {
+        let settings = &self.settings;
+        let full = match kind {
+            Kind::Child => 0o755,
+            Kind::Link => 0o777,
+            Kind::Value => 0o644,
+        };
+        let mut mode = full;
+        if kind != Kind::Link {
+            mode &= !settings.umask;
+            if settings.read_only {
+                mode &= !0o222;
+            }
+        }
+        Attributes {
+            ino,
+            kind,
+            size: if kind == Kind::Child { 0 } else { size },
+            mode: mode as u16,
+            uid: settings.uid,
+            gid: settings.gid,
+            time: self.started,
+        }
+    }
+
+    /// Accepts a change of size, which changes nothing (a shell truncates before it writes),
+    /// and no other change.
+    ///
+    /// # Errors
+    /// EPERM, EROFS.
+    pub fn set_attributes(&self, ino: Ino, size: bool, other: bool) -> Result<Attributes> {
+        let now = self.attributes(ino)?;
+        if self.settings.read_only {
+            return Err(libc::EROFS.into());
+        }
+        if other || !size {
+            return Err(Error::from(libc::EPERM));
+        }
+        Ok(now)
+    }
+}

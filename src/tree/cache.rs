@@ -1,0 +1,136 @@
+//! Listings that were fetched not long ago.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::inodes::Ino;
+use super::listing::Listing;
+
+/// A listing and how long it may still be served.
+#[derive(Debug, Clone)]
+pub struct Fresh {
+    pub listing: Arc<Listing>,
+    pub left: Duration,
+}
+
+/// Listings by the inode of their directory, each for a lifetime from when it was asked for.
+pub struct Listings {
+    lifetime: Duration,
+    cached: Mutex<Cached>,
+    /// Counts what made listings stale. One that was asked for under another count is not kept.
+    changes: AtomicU64,
+}
+
+struct Cached {
+    by_ino: HashMap<Ino, (Arc<Listing>, Instant)>,
+    purge_at: Instant,
+}
+
+impl Listings {
+    pub fn new(lifetime: Duration) -> Listings {
+        Listings {
+            lifetime,
+            cached: Mutex::new(Cached {
+                by_ino: HashMap::new(),
+                purge_at: Instant::now(),
+            }),
+            changes: AtomicU64::new(0),
+        }
+    }
+
+    pub fn get(&self, ino: Ino) -> Option<Fresh> {
+        let cached = self.cached.lock();
+        let (listing, asked) = cached.by_ino.get(&ino)?;
+        let left = self.lifetime.checked_sub(asked.elapsed())?;
+        (!left.is_zero()).then(|| Fresh {
+            listing: listing.clone(),
+            left,
+        })
+    }
+
+    /// The count to give to [`Listings::put`], read before the listing is asked for.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    pub fn put(&self, ino: Ino, listing: Listing, asked: Instant, changes: u64) -> Fresh {
+        let listing = Arc::new(listing);
+        let mut cached = self.cached.lock();
+        let now = Instant::now();
+        if now >= cached.purge_at {
+            self.purge(&mut cached, now);
+        }
+        let left = self.lifetime.saturating_sub(now - asked);
+        if changes != self.changes() {
+            // Still what QEMU answered, but nothing to build on.
+            return Fresh {
+                listing,
+                left: Duration::ZERO,
+            };
+        }
+        if !left.is_zero() {
+            cached.by_ino.insert(ino, (listing.clone(), asked));
+        }
+        Fresh { listing, left }
+    }
+
+    fn purge(&self, cached: &mut Cached, now: Instant) {
+        let lifetime = self.lifetime;
+        cached.by_ino.retain(|_, (_, asked)| now - *asked < lifetime);
+        if cached.by_ino.capacity() > 4 * cached.by_ino.len() {
+            cached.by_ino.shrink_to_fit();
+        }
+        cached.purge_at = now + lifetime.max(Duration::from_millis(100));
+    }
+
+    /// The inode is forgotten, and what it listed with it.
+    pub fn forget(&self, ino: Ino) {
+        self.cached.lock().by_ino.remove(&ino);
+    }
+
+    /// The object under this inode changed.
+    pub fn drop_one(&self, ino: Ino) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.cached.lock().by_ino.remove(&ino);
+    }
+
+    /// Anything may have changed.
+    pub fn drop_all(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.cached.lock().by_ino.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty() -> Listing {
+        Listing::new(Vec::new(), &super::super::listing::Entries::default())
+    }
+
+    #[test]
+    fn served_for_its_lifetime_only() {
+        let listings = Listings::new(Duration::from_millis(50));
+        let fresh = listings.put(2, empty(), Instant::now(), listings.changes());
+        assert!(fresh.left > Duration::ZERO && listings.get(2).is_some());
+        let old = Instant::now() - Duration::from_millis(60);
+        assert!(listings.put(3, empty(), old, listings.changes()).left.is_zero());
+        assert!(listings.get(3).is_none());
+        listings.drop_one(2);
+        assert!(listings.get(2).is_none());
+    }
+
+    #[test]
+    fn not_kept_when_something_changed_meanwhile() {
+        let listings = Listings::new(Duration::from_secs(10));
+        let changes = listings.changes();
+        listings.drop_one(7);
+        assert!(listings.put(2, empty(), Instant::now(), changes).left.is_zero());
+        assert!(listings.get(2).is_none());
+    }
+}

@@ -1,0 +1,104 @@
+//! Open directories.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::cache::Fresh;
+use super::listing::Listing;
+use super::{Found, Ino, Result, Tree};
+
+/// An open directory: the listing that it showed when it was opened or last rewound.
+pub struct Directory {
+    ino: Ino,
+    parent: Ino,
+    shown: Mutex<Shown>,
+}
+
+struct Shown {
+    fresh: Fresh,
+    /// Something was read: offset 0 means "again".
+    begun: bool,
+}
+
+/// One line of a directory.
+pub enum Item<'a> {
+    /// `.` or `..`, which the kernel does not count.
+    Dot(Ino, &'static str),
+    Entry(Found, &'a str),
+}
+
+impl Tree {
+    /// Opens a directory, if that can be done without asking QEMU.
+    pub fn open_directory_cached(&self, ino: Ino) -> Option<u64> {
+        self.listings.get(ino).map(|fresh| self.opened(ino, fresh))
+    }
+
+    /// Opens a directory and fixes what it shows.
+    ///
+    /// # Errors
+    /// Why QEMU does not list it.
+    pub fn open_directory(&self, ino: Ino) -> Result<u64> {
+        let fresh = self.listing(ino)?;
+        Ok(self.opened(ino, fresh))
+    }
+
+    fn opened(&self, ino: Ino, fresh: Fresh) -> u64 {
+        let parent = self.inodes.lock().parent(ino);
+        self.directories.open(Directory {
+            ino,
+            parent,
+            shown: Mutex::new(Shown { fresh, begun: false }),
+        })
+    }
+
+    pub fn close_directory(&self, handle: u64) {
+        self.directories.close(handle);
+    }
+
+    /// Gives the lines of an open directory from `offset` on to `take`, with the offset of the
+    /// next one, until that returns true for "full".
+    ///
+    /// # Errors
+    /// EBADF; or why QEMU does not list it, when it is read again from the start.
+    pub fn read_directory(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut take: impl FnMut(Item<'_>, u64) -> bool,
+    ) -> Result<()> {
+        let directory = self.directories.get(handle).ok_or(libc::EBADF)?;
+        let (listing, left) = self.shown(&directory, offset)?;
+        for (index, name) in [(0, "."), (1, "..")] {
+            let ino = if index == 0 {
+                directory.ino
+            } else {
+                directory.parent
+            };
+            if offset <= index && take(Item::Dot(ino, name), index + 1) {
+                return Ok(());
+            }
+        }
+        let first = offset.saturating_sub(2).min(listing.entries().len() as u64);
+        for (entry, next) in listing.entries()[first as usize..].iter().zip(first + 3..) {
+            let found = self.enter(directory.ino, entry, left);
+            let ino = found.attributes.ino;
+            if take(Item::Entry(found, &entry.file), next) {
+                self.forget(ino, 1);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What an open directory shows from this offset on. Rewound, it is looked up again.
+    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Arc<Listing>, Duration)> {
+        let mut shown = directory.shown.lock();
+        if offset == 0 && std::mem::replace(&mut shown.begun, true) {
+            shown.fresh = self.listing(directory.ino)?;
+        }
+        let Fresh { listing, left } = &shown.fresh;
+        Ok((listing.clone(), *left))
+    }
+}

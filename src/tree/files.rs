@@ -1,0 +1,175 @@
+//! Reading and writing properties.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
+use super::error::Doing;
+use super::listing::Entry;
+use super::{Error, Ino, Result, Tree};
+use crate::qom::{Kind, Path, Request};
+
+/// An open property.
+pub struct File {
+    ino: Ino,
+    pinned: Mutex<Pinned>,
+}
+
+/// The value that reads are served from, so that reading in pieces never mixes two.
+#[derive(Default)]
+struct Pinned {
+    /// None before it was read, and after a write.
+    text: Option<Arc<[u8]>>,
+    /// Something was read: offset 0 means "again", as in sysfs.
+    begun: bool,
+}
+
+/// A part of a pinned value.
+pub struct Slice {
+    text: Arc<[u8]>,
+    range: Range<usize>,
+}
+
+impl Slice {
+    fn new(text: &Arc<[u8]>, offset: u64, size: u32) -> Slice {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+        let end = start.saturating_add(size as usize).min(text.len());
+        Slice {
+            text: text.clone(),
+            range: start..end,
+        }
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.text[self.range.clone()]
+    }
+}
+
+impl Tree {
+    /// Opens a property. For reading alone, its value is fetched here, so that the caller
+    /// gets QEMU's error from `open` and the exact size from `fstat`.
+    ///
+    /// # Errors
+    /// EISDIR, EROFS, or why QEMU does not give the value.
+    pub fn open_file(&self, ino: Ino, read: bool, write: bool) -> Result<u64> {
+        let (_, _, entry) = self.property(ino)?;
+        match entry.kind {
+            Kind::Value => {}
+            Kind::Child => return Err(libc::EISDIR.into()),
+            Kind::Link => return Err(libc::ELOOP.into()),
+        }
+        if write && self.settings.read_only {
+            return Err(libc::EROFS.into());
+        }
+        let text = if read && !write {
+            Some(self.fetch(ino)?)
+        } else {
+            None
+        };
+        Ok(self.files.open(File {
+            ino,
+            pinned: Mutex::new(Pinned { text, begun: false }),
+        }))
+    }
+
+    pub fn close_file(&self, handle: u64) {
+        self.files.close(handle);
+    }
+
+    /// Reads from an open property, if that can be done without asking QEMU.
+    pub fn read_pinned(&self, handle: u64, offset: u64, size: u32) -> Option<Result<Slice>> {
+        let Some(file) = self.files.get(handle) else {
+            return Some(Err(libc::EBADF.into()));
+        };
+        let mut pinned = file.pinned.try_lock()?;
+        if offset == 0 && pinned.begun {
+            return None;
+        }
+        let slice = Slice::new(pinned.text.as_ref()?, offset, size);
+        pinned.begun = true;
+        Some(Ok(slice))
+    }
+
+    /// Reads from an open property, fetching its value where it is not pinned yet, or anew
+    /// when it is read from the start once more.
+    ///
+    /// # Errors
+    /// EBADF, or why QEMU does not give the value.
+    pub fn read_file(&self, handle: u64, offset: u64, size: u32) -> Result<Slice> {
+        let file = self.files.get(handle).ok_or(libc::EBADF)?;
+        let mut pinned = file.pinned.lock();
+        let again = offset == 0 && pinned.begun;
+        let text = match &pinned.text {
+            Some(text) if !again => text.clone(),
+            _ => {
+                let text = self.fetch(file.ino)?;
+                pinned.text.insert(text).clone()
+            }
+        };
+        pinned.begun = true;
+        Ok(Slice::new(&text, offset, size))
+    }
+
+    /// The present value of a property as a file shows it, a newline at its end.
+    fn fetch(&self, ino: Ino) -> Result<Arc<[u8]>> {
+        let (_, path, entry) = self.property(ino)?;
+        let mut text = self.value(ino, &path, &entry)?.into_bytes();
+        text.push(b'\n');
+        let changed = self.inodes.lock().set_size(ino, text.len() as u64);
+        if changed && let Some(kernel) = self.kernel.get() {
+            kernel.attributes_changed(ino);
+        }
+        Ok(text.into())
+    }
+
+    /// What QEMU says that a property or link holds.
+    pub(super) fn value(&self, ino: Ino, path: &Path, entry: &Entry) -> Result<String> {
+        match self.qom.request(Request::get(path, &entry.name)) {
+            Ok(text) => {
+                self.errors.lock().clear(ino);
+                Ok(text)
+            }
+            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::Read))),
+        }
+    }
+
+    /// Sets an open property to what was written, less one newline at its end.
+    ///
+    /// # Errors
+    /// EFBIG for what may be a part of a longer write, EINVAL for what is not UTF-8 and so
+    /// cannot be a value, or QEMU's verdict.
+    pub fn write_file(&self, handle: u64, data: &[u8]) -> Result<()> {
+        let file = self.files.get(handle).ok_or(libc::EBADF)?;
+        let (parent, path, entry) = self.property(file.ino)?;
+        let refused = |errno, why: &str| {
+            let why = format!("write to {path} {}: {why}", entry.name);
+            Err(self.failed(file.ino, Error::refused(errno, &why)))
+        };
+        let most = self.max_value.load(Ordering::Relaxed);
+        if data.len() > most {
+            let why = format!("a value must come in one write of at most {most} bytes");
+            return refused(libc::EFBIG, &why);
+        }
+        let Ok(text) = std::str::from_utf8(data) else {
+            return refused(libc::EINVAL, "the value is not UTF-8; nothing was sent");
+        };
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        let outcome = self.qom.set_text(&path, &entry.name, &entry.declared, text);
+        // Even a refused or unanswered write may have changed something.
+        file.pinned.lock().text = None;
+        self.listings.drop_one(parent);
+        match outcome {
+            Ok(()) => {
+                self.errors.lock().clear(file.ino);
+                Ok(())
+            }
+            Err(e) => Err(self.failed(file.ino, Error::from_qom(&e, Doing::Write))),
+        }
+    }
+}

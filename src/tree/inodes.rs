@@ -1,0 +1,302 @@
+//! Inodes: numbered once per path, counted with the kernel, forgotten with it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::listing::Entry;
+use crate::qom::{Kind, Path};
+
+/// The number of an inode, as the kernel uses it.
+pub type Ino = u64;
+
+/// The root of the mount. The kernel never forgets it.
+pub const ROOT: Ino = 1;
+
+/// What a file or link shows as its size before its value was read, as in sysfs.
+pub const UNREAD: u64 = 4096;
+
+#[derive(Debug)]
+struct Node {
+    parent: Ino,
+    entry: Arc<Entry>,
+    /// How often the kernel was given this inode and has not forgotten it.
+    lookups: u64,
+    /// The length of the value that was opened last.
+    size: u64,
+    /// Nodes of which this is the parent; they need it for their path.
+    children: u32,
+    /// The object is gone; another one may have its path now.
+    dead: bool,
+}
+
+/// What an inode stands for.
+#[derive(Debug, Clone)]
+pub enum What {
+    Root,
+    Entry {
+        parent: Ino,
+        entry: Arc<Entry>,
+        size: u64,
+    },
+}
+
+/// The inodes that the kernel knows.
+#[derive(Debug)]
+pub struct Inodes {
+    nodes: HashMap<Ino, Node>,
+    by_name: HashMap<(Ino, Arc<str>), Ino>,
+    next: Ino,
+}
+
+impl Default for Inodes {
+    fn default() -> Self {
+        Inodes {
+            nodes: HashMap::new(),
+            by_name: HashMap::new(),
+            next: ROOT + 1,
+        }
+    }
+}
+
+impl Inodes {
+    /// The inode of an entry, counted as given to the kernel once more. An entry that changed
+    /// its type is another one and gets a new number.
+    pub fn enter(&mut self, parent: Ino, entry: &Arc<Entry>) -> Ino {
+        if let Some(&ino) = self.by_name.get(&(parent, entry.file.clone())) {
+            match self.nodes.get_mut(&ino) {
+                Some(node) if node.entry == *entry => {
+                    node.lookups += 1;
+                    return ino;
+                }
+                _ => self.detach(ino),
+            }
+        }
+        let ino = self.next;
+        self.next += 1;
+        self.insert(ino, parent, entry.clone(), 1);
+        ino
+    }
+
+    fn insert(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64) {
+        if let Some(parent) = self.nodes.get_mut(&parent) {
+            parent.children += 1;
+        }
+        self.by_name.insert((parent, entry.file.clone()), ino);
+        self.nodes.insert(
+            ino,
+            Node {
+                parent,
+                entry,
+                lookups,
+                size: UNREAD,
+                children: 0,
+                dead: false,
+            },
+        );
+    }
+
+    /// A number for something that stands under no name in QEMU.
+    pub fn unnamed(&mut self) -> Ino {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Puts an entry under an inode that the kernel already has, `lookups` times.
+    pub fn adopt(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64) {
+        if let Some(&old) = self.by_name.get(&(parent, entry.file.clone())) {
+            self.detach(old);
+        }
+        self.insert(ino, parent, entry, lookups);
+    }
+
+    /// The inode under a name, if the kernel knows it.
+    pub fn named(&self, parent: Ino, file: &str) -> Option<Ino> {
+        self.by_name.get(&(parent, Arc::from(file))).copied()
+    }
+
+    /// What an inode stands for; `None` when that is gone, with or without its parents.
+    pub fn get(&self, ino: Ino) -> Option<What> {
+        if ino == ROOT {
+            return Some(What::Root);
+        }
+        let node = self.nodes.get(&ino)?;
+        self.ancestors(node)?;
+        Some(What::Entry {
+            parent: node.parent,
+            entry: node.entry.clone(),
+            size: node.size,
+        })
+    }
+
+    /// The path of an object. `None` when it is gone, when the inode is no object, or when QEMU
+    /// cannot find the object by its path.
+    pub fn object(&self, ino: Ino) -> Option<Path> {
+        if ino == ROOT {
+            return Some(Path::root());
+        }
+        let node = self.nodes.get(&ino)?;
+        if node.entry.kind != Kind::Child {
+            return None;
+        }
+        self.path_of_parent(node)?.child(&node.entry.name)
+    }
+
+    /// The nodes from this one's parent up to below the root; `None` when one is gone.
+    fn ancestors<'a>(&'a self, node: &'a Node) -> Option<Vec<&'a Node>> {
+        let mut above = Vec::new();
+        let mut at = node;
+        while !at.dead {
+            if at.parent == ROOT {
+                return Some(above);
+            }
+            at = self.nodes.get(&at.parent)?;
+            above.push(at);
+        }
+        None
+    }
+
+    fn path_of_parent(&self, node: &Node) -> Option<Path> {
+        let above = self.ancestors(node)?;
+        let names = above.iter().rev().map(|node| &node.entry.name);
+        names
+            .into_iter()
+            .try_fold(Path::root(), |path, name| path.child(name))
+    }
+
+    /// The parent of an inode; the root's is the root.
+    pub fn parent(&self, ino: Ino) -> Ino {
+        self.nodes.get(&ino).map_or(ROOT, |node| node.parent)
+    }
+
+    /// Remembers the length of the value that was opened. True when the kernel was told another.
+    pub fn set_size(&mut self, ino: Ino, size: u64) -> bool {
+        match self.nodes.get_mut(&ino) {
+            Some(node) if node.size != size => {
+                node.size = size;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The object or property of this inode is gone: whatever has its path from now on is
+    /// another one, and gets another inode.
+    pub fn detach(&mut self, ino: Ino) {
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return;
+        };
+        node.dead = true;
+        let key = (node.parent, node.entry.file.clone());
+        if self.by_name.get(&key) == Some(&ino) {
+            self.by_name.remove(&key);
+        }
+    }
+
+    /// The kernel gives back `count` of the times that it was given this inode.
+    pub fn forget(&mut self, ino: Ino, count: u64) {
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return;
+        };
+        node.lookups = node.lookups.saturating_sub(count);
+        let mut ino = ino;
+        // A parent may have waited for its last child only.
+        while let Some(node) = self.nodes.get(&ino)
+            && node.lookups == 0
+            && node.children == 0
+        {
+            let parent = node.parent;
+            self.detach(ino);
+            self.nodes.remove(&ino);
+            if let Some(above) = self.nodes.get_mut(&parent) {
+                above.children -= 1;
+            }
+            ino = parent;
+        }
+        // Memory goes back when most of it is unused.
+        if self.nodes.capacity() > 4096 && self.nodes.len() < self.nodes.capacity() / 8 {
+            self.nodes.shrink_to_fit();
+            self.by_name.shrink_to_fit();
+        }
+    }
+
+    /// How many inodes the kernel knows, the root included.
+    pub fn count(&self) -> usize {
+        self.nodes.len() + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, declared: &str, kind: Kind) -> Arc<Entry> {
+        Arc::new(Entry {
+            name: name.into(),
+            file: name.into(),
+            declared: declared.into(),
+            kind,
+        })
+    }
+
+    fn child(name: &str) -> Arc<Entry> {
+        entry(name, "child<x>", Kind::Child)
+    }
+
+    #[test]
+    fn one_number_per_path_until_forgotten() {
+        let mut inodes = Inodes::default();
+        let machine = inodes.enter(ROOT, &child("machine"));
+        let usb = inodes.enter(machine, &child("usb"));
+        assert_eq!(inodes.enter(machine, &child("usb")), usb);
+        assert_eq!(inodes.object(usb).unwrap().as_str(), "/machine/usb");
+        // The parent stays for its child's sake.
+        inodes.forget(machine, 1);
+        assert_eq!(inodes.object(usb).unwrap().as_str(), "/machine/usb");
+        inodes.forget(usb, 1);
+        assert!(inodes.get(usb).is_some());
+        inodes.forget(usb, 1);
+        assert_eq!(inodes.count(), 1);
+        assert!(inodes.get(usb).is_none());
+        inodes.forget(usb, 5);
+        assert_ne!(inodes.enter(ROOT, &child("machine")), machine);
+    }
+
+    #[test]
+    fn what_is_gone_stays_gone() {
+        let mut inodes = Inodes::default();
+        let usb = inodes.enter(ROOT, &child("usb"));
+        let port = inodes.enter(usb, &entry("port", "str", Kind::Value));
+        inodes.detach(usb);
+        assert!(inodes.get(usb).is_none() && inodes.get(port).is_none());
+        let again = inodes.enter(ROOT, &child("usb"));
+        assert_ne!(again, usb);
+        assert!(
+            inodes.get(port).is_none(),
+            "the old property is not the new object's"
+        );
+        inodes.forget(port, 1);
+        inodes.forget(usb, 1);
+        assert_eq!(inodes.object(again).unwrap().as_str(), "/usb");
+        // Another type is another object.
+        let other = inodes.enter(ROOT, &entry("usb", "child<y>", Kind::Child));
+        assert_ne!(other, again);
+    }
+
+    #[test]
+    fn sizes() {
+        let mut inodes = Inodes::default();
+        let p = inodes.enter(ROOT, &entry("p", "str", Kind::Value));
+        assert!(!inodes.set_size(p, UNREAD));
+        assert!(inodes.set_size(p, 5));
+        assert!(matches!(inodes.get(p), Some(What::Entry { size: 5, .. })));
+        assert!(inodes.object(p).is_none());
+    }
+
+    #[test]
+    fn unaddressable_objects_have_no_path() {
+        let mut inodes = Inodes::default();
+        let odd = inodes.enter(ROOT, &child("a/b"));
+        assert!(inodes.object(odd).is_none());
+        assert!(inodes.get(odd).is_some());
+    }
+}

@@ -1,0 +1,280 @@
+//! The filesystem without FUSE: inodes, listings, values, links, and what fails with which
+//! number. It speaks to QEMU through [`crate::qom`] and to the kernel through [`Kernel`].
+
+mod attributes;
+mod cache;
+mod directories;
+mod error;
+mod errors;
+mod files;
+mod handles;
+mod inodes;
+mod links;
+mod listing;
+mod names;
+mod setlink;
+mod xattr;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+
+use crate::qom::{Kind, Path, Qom, Request};
+
+pub use attributes::Attributes;
+use cache::{Fresh, Listings};
+pub use directories::{Directory, Item};
+use error::Doing;
+pub use error::{Error, Result};
+use errors::LastErrors;
+use files::File;
+pub use files::Slice;
+use handles::Handles;
+pub use inodes::{Ino, ROOT};
+use inodes::{Inodes, What};
+use listing::{Entries, Entry};
+pub use names::{file_name, file_names};
+use setlink::Temporaries;
+use xattr::Descriptions;
+
+/// How a mount behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a listing is served after it was asked for.
+    pub entry_timeout: Duration,
+    pub uid: u32,
+    pub gid: u32,
+    /// Permission bits that are taken away.
+    pub umask: u32,
+    pub read_only: bool,
+    /// Where the mount is, absolute: link targets below it can be given as absolute paths.
+    pub mount_point: PathBuf,
+    /// Whether requests may be sent before the kernel asks.
+    pub readahead: bool,
+}
+
+/// What the kernel must be told of its own caches.
+pub trait Kernel: Send + Sync {
+    /// The attributes of this inode changed.
+    fn attributes_changed(&self, ino: Ino);
+    /// The name is gone from the directory. May be carried out later: while a request for
+    /// this directory is being answered, the kernel cannot act on it.
+    fn entry_gone(&self, parent: Ino, file: &str);
+}
+
+/// An inode as the kernel gets it from a lookup, and how long it may rely on it.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub attributes: Attributes,
+    pub lifetime: Duration,
+}
+
+/// The mounted tree.
+pub struct Tree {
+    qom: Qom,
+    settings: Settings,
+    started: SystemTime,
+    kernel: OnceLock<Box<dyn Kernel>>,
+    entries: Entries,
+    inodes: Mutex<Inodes>,
+    listings: Listings,
+    files: Handles<File>,
+    directories: Handles<Directory>,
+    temporaries: Mutex<Temporaries>,
+    errors: Mutex<LastErrors>,
+    descriptions: Mutex<Descriptions>,
+    max_value: AtomicUsize,
+}
+
+impl Tree {
+    pub fn new(qom: Qom, settings: Settings) -> Tree {
+        Tree {
+            qom,
+            started: SystemTime::now(),
+            kernel: OnceLock::new(),
+            entries: Entries::default(),
+            inodes: Mutex::default(),
+            listings: Listings::new(settings.entry_timeout),
+            files: Handles::default(),
+            directories: Handles::default(),
+            temporaries: Mutex::default(),
+            errors: Mutex::default(),
+            descriptions: Mutex::default(),
+            max_value: AtomicUsize::new(usize::MAX),
+            settings,
+        }
+    }
+
+    /// Says whom to tell of changes; before that, nobody is told.
+    pub fn set_kernel(&self, kernel: Box<dyn Kernel>) {
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// Sets the length, in bytes, of the largest value that is sure to arrive in one write.
+    pub fn set_max_value(&self, bytes: usize) {
+        self.max_value.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The QEMU behind it.
+    pub fn qom(&self) -> &Qom {
+        &self.qom
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How many inodes the kernel knows.
+    pub fn inode_count(&self) -> usize {
+        self.inodes.lock().count()
+    }
+
+    /// Finds a name in a directory, if that can be told without asking QEMU.
+    pub fn lookup_cached(&self, parent: Ino, file: &str) -> Option<Result<Found>> {
+        if let Some(found) = self.temporary(parent, file) {
+            return Some(Ok(found));
+        }
+        let fresh = self.listings.get(parent)?;
+        Some(self.lookup_in(parent, file, &fresh))
+    }
+
+    /// Finds a name in a directory.
+    ///
+    /// # Errors
+    /// ENOENT, or what kept QEMU from telling.
+    pub fn lookup(&self, parent: Ino, file: &str) -> Result<Found> {
+        if let Some(found) = self.lookup_cached(parent, file) {
+            return found;
+        }
+        let fresh = self.listing(parent)?;
+        self.lookup_in(parent, file, &fresh)
+    }
+
+    fn lookup_in(&self, parent: Ino, file: &str, fresh: &Fresh) -> Result<Found> {
+        let (_, entry) = fresh.listing.find(file).ok_or(libc::ENOENT)?;
+        Ok(self.enter(parent, entry, fresh.left))
+    }
+
+    /// Counts an entry as given to the kernel.
+    fn enter(&self, parent: Ino, entry: &Arc<Entry>, lifetime: Duration) -> Found {
+        let mut inodes = self.inodes.lock();
+        let ino = inodes.enter(parent, entry);
+        let size = match inodes.get(ino) {
+            Some(What::Entry { size, .. }) => size,
+            _ => 0,
+        };
+        drop(inodes);
+        Found {
+            attributes: self.attributes_of(ino, entry.kind, size),
+            lifetime,
+        }
+    }
+
+    /// The kernel gives back `count` references to an inode.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.forget_temporary(ino, count);
+        let mut inodes = self.inodes.lock();
+        inodes.forget(ino, count);
+        if inodes.get(ino).is_none() {
+            drop(inodes);
+            self.errors.lock().clear(ino);
+            self.listings.forget(ino);
+        }
+    }
+
+    /// The listing of a directory, from memory or from QEMU.
+    fn listing(&self, ino: Ino) -> Result<Fresh> {
+        if let Some(fresh) = self.listings.get(ino) {
+            return Ok(fresh);
+        }
+        let path = self.object(ino)?;
+        let changes = self.listings.changes();
+        let listed = self.qom.ask(Request::list(&path)).and_then(|ask| {
+            let asked = ask.sent();
+            ask.wait().map(|properties| (properties, asked))
+        });
+        match listed {
+            Ok((properties, asked)) => {
+                let listing = listing::Listing::new(properties, &self.entries);
+                self.errors.lock().clear(ino);
+                Ok(self.listings.put(ino, listing, asked, changes))
+            }
+            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
+        }
+    }
+
+    /// The object that a directory shows.
+    fn object(&self, ino: Ino) -> Result<Path> {
+        let inodes = self.inodes.lock();
+        if let Some(path) = inodes.object(ino) {
+            return Ok(path);
+        }
+        match inodes.get(ino) {
+            Some(What::Entry { entry, .. }) if entry.kind == Kind::Child => Err(Error::refused(
+                libc::ENOENT,
+                &format!("QEMU cannot find an object named '{}' by a path", entry.name),
+            )),
+            Some(_) => Err(libc::ENOTDIR.into()),
+            None => Err(libc::ENOENT.into()),
+        }
+    }
+
+    /// What an inode other than a directory stands for: its object's inode and path, and itself.
+    fn property(&self, ino: Ino) -> Result<(Ino, Path, Arc<Entry>)> {
+        let what = self.inodes.lock().get(ino);
+        match what {
+            Some(What::Entry { parent, entry, .. }) => Ok((parent, self.object(parent)?, entry)),
+            Some(What::Root) => Err(libc::EISDIR.into()),
+            None => Err(libc::ENOENT.into()),
+        }
+    }
+
+    /// Remembers why something failed, and drops what is no longer true of it.
+    fn failed(&self, ino: Ino, error: Error) -> Error {
+        if let Some(words) = &error.words {
+            self.errors.lock().set(ino, words);
+        }
+        if error.stale {
+            self.gone(ino);
+        }
+        error
+    }
+
+    /// QEMU no longer has the object or property of this inode.
+    fn gone(&self, ino: Ino) {
+        let mut inodes = self.inodes.lock();
+        let What::Entry { parent, entry, .. } = inodes.get(ino).unwrap_or(What::Root) else {
+            return;
+        };
+        inodes.detach(ino);
+        drop(inodes);
+        self.listings.drop_one(ino);
+        self.listings.drop_one(parent);
+        if let Some(kernel) = self.kernel.get() {
+            kernel.entry_gone(parent, &entry.file);
+        }
+    }
+
+    /// QEMU says that the device at this path was unplugged.
+    pub fn device_deleted(&self, path: &Path) {
+        let mut at = ROOT;
+        for name in path.names() {
+            let Some(below) = self.inodes.lock().named(at, &file_name(name)) else {
+                // Not known to the kernel; its parent's listing may still hold it.
+                return self.listings.drop_one(at);
+            };
+            at = below;
+        }
+        self.gone(at);
+    }
+
+    /// Nothing that was learned can be relied on any more: it is another QEMU, or events were
+    /// lost.
+    pub fn distrust_everything(&self) {
+        self.listings.drop_all();
+        *self.descriptions.lock() = Descriptions::default();
+    }
+}

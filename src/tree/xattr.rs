@@ -1,0 +1,143 @@
+//! Extended attributes: what QEMU knows of a property beyond its value.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::error::Doing;
+use super::inodes::What;
+use super::{Error, Ino, ROOT, Result, Tree};
+use crate::qom::{Description, Kind, Path, Property, Request};
+
+/// How many types are remembered; a real QEMU has about 1,500.
+const MOST_TYPES: usize = 4096;
+
+type OfType = Arc<HashMap<String, Description>>;
+
+/// Descriptions by type name, each asked for once.
+#[derive(Default)]
+pub struct Descriptions {
+    by_type: HashMap<String, OfType>,
+    /// The type of the root object, which no parent declares.
+    root: Option<String>,
+}
+
+impl Tree {
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// ENODATA when there is none, or why QEMU does not tell.
+    pub fn extended_attribute(&self, ino: Ino, name: &str) -> Result<Vec<u8>> {
+        if self.temporary_target(ino).is_some() {
+            return Err(libc::ENODATA.into());
+        }
+        let kind = self.kind(ino)?;
+        let value = match (kind, name) {
+            (Kind::Link, "qom.type") | (Kind::Value | Kind::Child, "user.qom.type") => {
+                Some(self.declared(ino)?)
+            }
+            (Kind::Value | Kind::Child, "user.qom.error") => self.errors.lock().get(ino).map(str::to_owned),
+            (Kind::Value | Kind::Child, "user.qom.description") => self.description(ino)?.description,
+            (Kind::Value | Kind::Child, "user.qom.default") => self.description(ino)?.default,
+            _ => None,
+        };
+        value.map(String::into_bytes).ok_or_else(|| libc::ENODATA.into())
+    }
+
+    /// The names of the extended attributes that there are, each ended by a NUL.
+    ///
+    /// # Errors
+    /// Why QEMU does not tell.
+    pub fn extended_attributes(&self, ino: Ino) -> Result<Vec<u8>> {
+        if self.temporary_target(ino).is_some() {
+            return Ok(Vec::new());
+        }
+        let names: &[&str] = match self.kind(ino)? {
+            Kind::Link => &["qom.type"],
+            _ => &[
+                "user.qom.type",
+                "user.qom.description",
+                "user.qom.default",
+                "user.qom.error",
+            ],
+        };
+        let mut list = Vec::new();
+        for name in names {
+            match self.extended_attribute(ino, name) {
+                Ok(_) => list.extend(name.bytes().chain([0])),
+                Err(e) if e.errno == libc::ENODATA => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(list)
+    }
+
+    fn kind(&self, ino: Ino) -> Result<Kind> {
+        match self.inodes.lock().get(ino) {
+            Some(What::Root) => Ok(Kind::Child),
+            Some(What::Entry { entry, .. }) => Ok(entry.kind),
+            None => Err(libc::ENOENT.into()),
+        }
+    }
+
+    /// The declared type of a property; for the root, which nobody declares, its own.
+    fn declared(&self, ino: Ino) -> Result<String> {
+        match self.inodes.lock().get(ino) {
+            Some(What::Root) => {}
+            Some(What::Entry { entry, .. }) => return Ok(entry.declared.to_string()),
+            None => return Err(libc::ENOENT.into()),
+        }
+        if let Some(known) = &self.descriptions.lock().root {
+            return Ok(known.clone());
+        }
+        let name = self
+            .qom
+            .request(Request::get(&Path::root(), "type"))
+            .map_err(|e| Error::from_qom(&e, Doing::Read))?;
+        Ok(self.descriptions.lock().root.insert(name).clone())
+    }
+
+    /// What the type of the object around a property says of it.
+    fn description(&self, ino: Ino) -> Result<Description> {
+        let (parent, name) = match self.inodes.lock().get(ino) {
+            Some(What::Root) => return Ok(Description::default()),
+            Some(What::Entry { parent, entry, .. }) => (parent, entry.name.clone()),
+            None => return Err(libc::ENOENT.into()),
+        };
+        let declared = self.declared(parent)?;
+        let object_type = if parent == ROOT {
+            declared
+        } else {
+            let property = Property {
+                name: "".into(),
+                declared: declared.into(),
+            };
+            property.child_type().unwrap_or_default().to_owned()
+        };
+        Ok(self
+            .of_type(&object_type)?
+            .get(&*name)
+            .cloned()
+            .unwrap_or_default())
+    }
+
+    fn of_type(&self, type_name: &str) -> Result<OfType> {
+        if let Some(known) = self.descriptions.lock().by_type.get(type_name) {
+            return Ok(known.clone());
+        }
+        let described = match self.qom.request(Request::describe(type_name)) {
+            Ok(described) => described,
+            // Not every type can tell; that is an answer too.
+            Err(e) if e.is_refusal() => HashMap::new(),
+            Err(e) => return Err(Error::from_qom(&e, Doing::Read)),
+        };
+        let described = Arc::new(described);
+        let mut descriptions = self.descriptions.lock();
+        if descriptions.by_type.len() >= MOST_TYPES {
+            descriptions.by_type.clear();
+        }
+        descriptions
+            .by_type
+            .insert(type_name.to_owned(), described.clone());
+        Ok(described)
+    }
+}

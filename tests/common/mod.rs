@@ -1,0 +1,29 @@
+//! The harness of the integration tests: real QEMUs, real mounts, real shell tools, and servers that misbehave.
+//!
+//! Two rules hold everywhere. Nothing hangs: every wait has a deadline and fails the test with what was waited for.
+//! And the test process itself never touches a mount: a request that the mount does not answer would hold it for ever,
+//! so all file access goes through child processes ([`sh`] and [`child`]), which can be given up.
+
+#![allow(dead_code, unused_imports)] // each test binary uses a part
+
+pub mod child;
+pub mod mount;
+pub mod mountinfo;
+pub mod proc;
+pub mod qemu;
+pub mod relay;
+pub mod script;
+pub mod server;
+pub mod sh;
+pub mod tree;
+pub mod truth;
+
+pub use child::{read_file, write_file};
+pub use mount::Mount;
+pub use proc::wait_until;
+pub use qemu::{Qemu, Which};
+pub use relay::Relay;
+pub use script::{Action, Scripted};
+pub use sh::{Out, sh, sh_deadline, sh_in};
+pub use tree::ScriptedTree;
+pub use truth::{QmpError, Truth};
