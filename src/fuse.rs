@@ -50,6 +50,15 @@ impl Fuse {
         let tree = self.tree.clone();
         self.pool.run(move || guard(|| job(&tree)));
     }
+
+    /// Runs what reads an open directory, here if that needs no answer from QEMU.
+    fn show(&self, handle: FileHandle, offset: u64, job: impl FnOnce(&Tree) + Send + 'static) {
+        if self.tree.is_shown(handle.0, offset) {
+            guard(|| job(&self.tree));
+        } else {
+            self.wait(job);
+        }
+    }
 }
 
 /// Contains a panic: the reply that it drops tells the caller EIO, and the thread goes on.
@@ -197,8 +206,9 @@ impl Filesystem for Fuse {
         });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.wait(move |tree| match tree.read_link(ino.0) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let process = request.pid();
+        self.wait(move |tree| match tree.read_link(ino.0, process) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(e) => reply.error(errno(&e)),
         });
@@ -271,13 +281,14 @@ impl Filesystem for Fuse {
         reply.error(Errno::EPERM);
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (read, write) = match flags.acc_mode() {
             OpenAccMode::O_RDONLY => (true, false),
             OpenAccMode::O_WRONLY => (false, true),
             OpenAccMode::O_RDWR => (true, true),
         };
-        self.wait(move |tree| match tree.open_file(ino.0, read, write) {
+        let process = request.pid();
+        let job = move |tree: &Tree| match tree.open_file(ino.0, read, write, process) {
             // Direct: the page cache would serve one open's value to another, and would never
             // read again. There is nothing to flush: each write is QEMU's at once.
             Ok(handle) => reply.opened(
@@ -285,7 +296,12 @@ impl Filesystem for Fuse {
                 FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
             ),
             Err(e) => reply.error(errno(&e)),
-        });
+        };
+        if write {
+            guard(|| job(&self.tree)); // asks QEMU nothing
+        } else {
+            self.wait(job);
+        }
     }
 
     fn read(
@@ -352,12 +368,13 @@ impl Filesystem for Fuse {
         reply.ok();
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         guard(|| {
-            if let Some(handle) = self.tree.open_directory_cached(ino.0) {
+            let process = request.pid();
+            if let Some(handle) = self.tree.open_directory_cached(ino.0, process) {
                 return reply.opened(FileHandle(handle), FopenFlags::empty());
             }
-            self.wait(move |tree| match tree.open_directory(ino.0) {
+            self.wait(move |tree| match tree.open_directory(ino.0, process) {
                 Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
                 Err(e) => reply.error(errno(&e)),
             });
@@ -365,7 +382,7 @@ impl Filesystem for Fuse {
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.wait(move |tree| {
+        self.show(handle, offset, move |tree| {
             let mut found = Vec::new();
             let done = tree.read_directory(handle.0, offset, |item, next| match item {
                 Item::Dot(ino, name) => reply.add(INodeNo(ino), next, FileType::Directory, name),
@@ -397,7 +414,7 @@ impl Filesystem for Fuse {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.wait(move |tree| {
+        self.show(handle, offset, move |tree| {
             let done = tree.read_directory(handle.0, offset, |item, next| match item {
                 Item::Dot(ino, name) => {
                     let Ok(attributes) = tree.attributes(ino) else {

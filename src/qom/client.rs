@@ -1,5 +1,6 @@
 //! Asking QEMU about objects.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -13,7 +14,12 @@ use crate::qmp::{self, Monitor, Pending};
 /// The object tree of the QEMU behind a monitor.
 pub struct Qom {
     monitor: Monitor,
+    /// Whether `qom-list-get` is worth a try.
+    list_get: AtomicBool,
 }
+
+/// The first QEMU with `qom-list-get`.
+const LIST_GET_SINCE: (u32, u32, u32) = (10, 1, 0);
 
 /// A request that was sent; [`Ask::wait`] gives its result.
 pub struct Ask<T> {
@@ -24,7 +30,28 @@ pub struct Ask<T> {
 
 impl Qom {
     pub fn new(monitor: Monitor) -> Qom {
-        Qom { monitor }
+        let qom = Qom {
+            monitor,
+            list_get: AtomicBool::new(false),
+        };
+        qom.meet();
+        qom
+    }
+
+    /// To be called when another QEMU may be behind the monitor.
+    pub fn meet(&self) {
+        let has = self.monitor.greeting().version >= LIST_GET_SINCE;
+        self.list_get.store(has, Ordering::Relaxed);
+    }
+
+    /// Whether this QEMU has `qom-list-get`, as far as is known.
+    pub fn has_list_get(&self) -> bool {
+        self.list_get.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that this QEMU does not have it after all.
+    pub fn lacks_list_get(&self) {
+        self.list_get.store(false, Ordering::Relaxed);
     }
 
     /// The connection underneath.

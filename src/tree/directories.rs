@@ -1,13 +1,14 @@
 //! Open directories.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::cache::Fresh;
-use super::listing::Listing;
-use super::{Found, Ino, Result, Tree};
+use super::{Found, Ino, Process, Result, Tree};
+
+/// The sizes of a listing's entries, where they are known.
+pub(super) type Sizes = Arc<[Option<u64>]>;
 
 /// An open directory: the listing that it showed when it was opened or last rewound.
 pub struct Directory {
@@ -18,6 +19,8 @@ pub struct Directory {
 
 struct Shown {
     fresh: Fresh,
+    /// What the values that came with the listing are long, in its order.
+    sizes: Option<Sizes>,
     /// Something was read: offset 0 means "again".
     begun: bool,
 }
@@ -31,25 +34,33 @@ pub enum Item<'a> {
 
 impl Tree {
     /// Opens a directory, if that can be done without asking QEMU.
-    pub fn open_directory_cached(&self, ino: Ino) -> Option<u64> {
-        self.listings.get(ino).map(|fresh| self.opened(ino, fresh))
+    pub fn open_directory_cached(&self, ino: Ino, process: Process) -> Option<u64> {
+        let fresh = self.listings.get(ino)?;
+        self.look_ahead(ino, &fresh.listing, process);
+        Some(self.opened(ino, fresh, process))
     }
 
     /// Opens a directory and fixes what it shows.
     ///
     /// # Errors
     /// Why QEMU does not list it.
-    pub fn open_directory(&self, ino: Ino) -> Result<u64> {
-        let fresh = self.listing(ino)?;
-        Ok(self.opened(ino, fresh))
+    pub fn open_directory(&self, ino: Ino, process: Process) -> Result<u64> {
+        let fresh = self.listing_for(ino, Some(process))?;
+        self.look_ahead(ino, &fresh.listing, process);
+        Ok(self.opened(ino, fresh, process))
     }
 
-    fn opened(&self, ino: Ino, fresh: Fresh) -> u64 {
+    fn opened(&self, ino: Ino, fresh: Fresh, process: Process) -> u64 {
         let parent = self.inodes.lock().parent(ino);
+        let sizes = self.sizes_at_hand(ino, &fresh.listing, process);
         self.directories.open(Directory {
             ino,
             parent,
-            shown: Mutex::new(Shown { fresh, begun: false }),
+            shown: Mutex::new(Shown {
+                fresh,
+                sizes,
+                begun: false,
+            }),
         })
     }
 
@@ -69,7 +80,7 @@ impl Tree {
         mut take: impl FnMut(Item<'_>, u64) -> bool,
     ) -> Result<()> {
         let directory = self.directories.get(handle).ok_or(libc::EBADF)?;
-        let (listing, left) = self.shown(&directory, offset)?;
+        let (Fresh { listing, left }, sizes) = self.shown(&directory, offset)?;
         for (index, name) in [(0, "."), (1, "..")] {
             let ino = if index == 0 {
                 directory.ino
@@ -82,7 +93,8 @@ impl Tree {
         }
         let first = offset.saturating_sub(2).min(listing.entries().len() as u64);
         for (entry, next) in listing.entries()[first as usize..].iter().zip(first + 3..) {
-            let found = self.enter(directory.ino, entry, left);
+            let at_hand = sizes.as_ref().and_then(|sizes| sizes[next as usize - 3]);
+            let found = self.enter(directory.ino, entry, at_hand, left);
             let ino = found.attributes.ino;
             if take(Item::Entry(found, &entry.file), next) {
                 self.forget(ino, 1);
@@ -92,13 +104,22 @@ impl Tree {
         Ok(())
     }
 
+    /// Whether reading an open directory from this offset on needs no answer from QEMU.
+    pub fn is_shown(&self, handle: u64, offset: u64) -> bool {
+        offset != 0
+            || self
+                .directories
+                .get(handle)
+                .is_none_or(|directory| directory.shown.try_lock().is_some_and(|shown| !shown.begun))
+    }
+
     /// What an open directory shows from this offset on. Rewound, it is looked up again.
-    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Arc<Listing>, Duration)> {
+    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Fresh, Option<Sizes>)> {
         let mut shown = directory.shown.lock();
         if offset == 0 && std::mem::replace(&mut shown.begun, true) {
             shown.fresh = self.listing(directory.ino)?;
+            shown.sizes = None;
         }
-        let Fresh { listing, left } = &shown.fresh;
-        Ok((listing.clone(), *left))
+        Ok((shown.fresh.clone(), shown.sizes.clone()))
     }
 }

@@ -7,9 +7,8 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 
 use super::error::Doing;
-use super::listing::Entry;
-use super::{Error, Ino, Result, Tree};
-use crate::qom::{Kind, Path, Request};
+use super::{Error, Ino, Process, Result, Tree};
+use crate::qom::{self, Kind, Request};
 
 /// An open property.
 pub struct File {
@@ -57,7 +56,7 @@ impl Tree {
     ///
     /// # Errors
     /// EISDIR, EROFS, or why QEMU does not give the value.
-    pub fn open_file(&self, ino: Ino, read: bool, write: bool) -> Result<u64> {
+    pub fn open_file(&self, ino: Ino, read: bool, write: bool, process: Process) -> Result<u64> {
         let (_, _, entry) = self.property(ino)?;
         match entry.kind {
             Kind::Value => {}
@@ -68,7 +67,7 @@ impl Tree {
             return Err(libc::EROFS.into());
         }
         let text = if read && !write {
-            Some(self.fetch(ino)?)
+            Some(self.fetch(ino, Some(process))?)
         } else {
             None
         };
@@ -108,7 +107,7 @@ impl Tree {
         let text = match &pinned.text {
             Some(text) if !again => text.clone(),
             _ => {
-                let text = self.fetch(file.ino)?;
+                let text = self.fetch(file.ino, None)?;
                 pinned.text.insert(text).clone()
             }
         };
@@ -116,26 +115,36 @@ impl Tree {
         Ok(Slice::new(&text, offset, size))
     }
 
-    /// The present value of a property as a file shows it, a newline at its end.
-    fn fetch(&self, ino: Ino) -> Result<Arc<[u8]>> {
-        let (_, path, entry) = self.property(ino)?;
-        let mut text = self.value(ino, &path, &entry)?.into_bytes();
+    /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
+    /// or for a process that reads one after another what was fetched with the one before.
+    fn fetch(&self, ino: Ino, process: Option<Process>) -> Result<Arc<[u8]>> {
+        let (parent, path, entry) = self.property(ino)?;
+        let answer = match process {
+            Some(process) => self.value_for(parent, &path, &entry, process),
+            None => self.qom().request(Request::get(&path, &entry.name)),
+        };
+        let mut text = self.read(ino, answer)?.into_bytes();
         text.push(b'\n');
-        let changed = self.inodes.lock().set_size(ino, text.len() as u64);
-        if changed && let Some(kernel) = self.kernel.get() {
-            kernel.attributes_changed(ino);
-        }
+        self.show_size(ino, text.len());
         Ok(text.into())
     }
 
-    /// What QEMU says that a property or link holds.
-    pub(super) fn value(&self, ino: Ino, path: &Path, entry: &Entry) -> Result<String> {
-        match self.qom.request(Request::get(path, &entry.name)) {
+    /// What became of reading a property or link.
+    pub(super) fn read(&self, ino: Ino, answer: std::result::Result<String, qom::Error>) -> Result<String> {
+        match answer {
             Ok(text) => {
                 self.errors.lock().clear(ino);
                 Ok(text)
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::Read))),
+        }
+    }
+
+    /// Shows the length of what was read as the size, and makes the kernel forget another.
+    pub(super) fn show_size(&self, ino: Ino, size: usize) {
+        let changed = self.inodes.lock().set_size(ino, size as u64);
+        if changed && let Some(kernel) = self.kernel.get() {
+            kernel.attributes_changed(ino);
         }
     }
 
@@ -160,8 +169,10 @@ impl Tree {
             return refused(libc::EINVAL, "the value is not UTF-8; nothing was sent");
         };
         let text = text.strip_suffix('\n').unwrap_or(text);
+        self.ahead.wrote();
         let outcome = self.qom.set_text(&path, &entry.name, &entry.declared, text);
         // Even a refused or unanswered write may have changed something.
+        self.ahead.wrote();
         file.pinned.lock().text = None;
         self.listings.drop_one(parent);
         match outcome {

@@ -2,8 +2,8 @@
 
 use super::listing::Entry;
 use super::names::file_name;
-use super::{Ino, Result, Tree};
-use crate::qom::{Kind, Path};
+use super::{Ino, Process, Result, Tree};
+use crate::qom::{Kind, Path, Request};
 
 /// The longest link target that Linux takes.
 const TARGET_MAX: usize = 4095;
@@ -40,7 +40,7 @@ impl Tree {
     ///
     /// # Errors
     /// EINVAL for what is no link, or why QEMU does not tell.
-    pub fn read_link(&self, ino: Ino) -> Result<String> {
+    pub fn read_link(&self, ino: Ino, process: Process) -> Result<String> {
         if let Some(target) = self.temporary_target(ino) {
             return Ok(target);
         }
@@ -48,11 +48,12 @@ impl Tree {
         if entry.kind != Kind::Link {
             return Err(libc::EINVAL.into());
         }
-        let text = target_text(&path, &entry, &self.value(ino, &path, &entry)?);
-        let changed = self.inodes.lock().set_size(ino, text.len() as u64);
-        if changed && let Some(kernel) = self.kernel.get() {
-            kernel.attributes_changed(ino);
-        }
+        let answer = match self.ahead.serve(process, &path, &entry.name) {
+            Some(served) => served,
+            None => self.qom.request(Request::get(&path, &entry.name)),
+        };
+        let text = target_text(&path, &entry, &self.read(ino, answer)?);
+        self.show_size(ino, text.len());
         Ok(text)
     }
 }

@@ -57,6 +57,9 @@ pub struct Listing {
     entries: Vec<Arc<Entry>>,
     /// Indices into `entries`, sorted by file name.
     by_name: Vec<u32>,
+    /// Where links and children begin.
+    links: usize,
+    children: usize,
 }
 
 impl Listing {
@@ -94,14 +97,36 @@ impl Listing {
             .collect();
         drop(known);
         entries.sort_by_key(|e| rank(&e.kind));
+        let start_of = |kind: Kind| entries.partition_point(|e| rank(&e.kind) < rank(&kind));
+        let (links, children) = (start_of(Kind::Link), start_of(Kind::Child));
         let mut by_name: Vec<u32> = (0..).take(entries.len()).collect();
         by_name.sort_unstable_by(|a, b| entries[*a as usize].file.cmp(&entries[*b as usize].file));
-        Listing { entries, by_name }
+        Listing {
+            entries,
+            by_name,
+            links,
+            children,
+        }
     }
 
     /// All entries, in the order in which they are listed.
     pub fn entries(&self) -> &[Arc<Entry>] {
         &self.entries
+    }
+
+    /// The plain properties.
+    pub fn values(&self) -> &[Arc<Entry>] {
+        &self.entries[..self.links]
+    }
+
+    /// The objects in this one.
+    pub fn children(&self) -> &[Arc<Entry>] {
+        &self.entries[self.children..]
+    }
+
+    /// Which of the children is shown under a file name.
+    pub fn child(&self, file: &str) -> Option<usize> {
+        self.find(file)?.0.checked_sub(self.children)
     }
 
     /// The entry shown under a file name, and its place in the order.
@@ -142,6 +167,8 @@ mod tests {
         );
         let files: Vec<_> = l.entries().iter().map(|e| &*e.file).collect();
         assert_eq!(files, ["b", "a", r"a\x2f", "l", r"a\x2f~2", "z"]);
+        assert_eq!((l.values().len(), l.children().len()), (3, 1));
+        assert_eq!((l.child("z"), l.child("a"), l.child("q")), (Some(0), None, None));
         assert_eq!(l.find(r"a\x2f").map(|(i, e)| (i, &*e.name)), Some((2, "a/")));
         assert_eq!(
             l.find(r"a\x2f~2").map(|(i, e)| (i, &*e.name)),

@@ -1,11 +1,13 @@
 //! The filesystem without FUSE: inodes, listings, values, links, and what fails with which
 //! number. It speaks to QEMU through [`crate::qom`] and to the kernel through [`Kernel`].
 
+mod ahead;
 mod attributes;
 mod cache;
 mod directories;
 mod error;
 mod errors;
+mod fetch;
 mod files;
 mod handles;
 mod inodes;
@@ -13,6 +15,7 @@ mod links;
 mod listing;
 mod names;
 mod setlink;
+mod walk;
 mod xattr;
 
 use std::path::PathBuf;
@@ -22,12 +25,12 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
-use crate::qom::{Kind, Path, Qom, Request};
+use crate::qom::{Kind, Path, Qom};
 
+use ahead::Ahead;
 pub use attributes::Attributes;
 use cache::{Fresh, Listings};
 pub use directories::{Directory, Item};
-use error::Doing;
 pub use error::{Error, Result};
 use errors::LastErrors;
 use files::File;
@@ -38,6 +41,7 @@ use inodes::{Inodes, What};
 use listing::{Entries, Entry};
 pub use names::{file_name, file_names};
 use setlink::Temporaries;
+use walk::Walks;
 use xattr::Descriptions;
 
 /// How a mount behaves.
@@ -72,6 +76,9 @@ pub struct Found {
     pub lifetime: Duration,
 }
 
+/// The process that a request comes from, as the kernel numbers it.
+pub type Process = u32;
+
 /// The mounted tree.
 pub struct Tree {
     qom: Qom,
@@ -86,6 +93,8 @@ pub struct Tree {
     temporaries: Mutex<Temporaries>,
     errors: Mutex<LastErrors>,
     descriptions: Mutex<Descriptions>,
+    walks: Mutex<Walks>,
+    ahead: Ahead,
     max_value: AtomicUsize,
 }
 
@@ -103,6 +112,8 @@ impl Tree {
             temporaries: Mutex::default(),
             errors: Mutex::default(),
             descriptions: Mutex::default(),
+            walks: Mutex::default(),
+            ahead: Ahead::default(),
             max_value: AtomicUsize::new(usize::MAX),
             settings,
         }
@@ -155,13 +166,16 @@ impl Tree {
 
     fn lookup_in(&self, parent: Ino, file: &str, fresh: &Fresh) -> Result<Found> {
         let (_, entry) = fresh.listing.find(file).ok_or(libc::ENOENT)?;
-        Ok(self.enter(parent, entry, fresh.left))
+        Ok(self.enter(parent, entry, None, fresh.left))
     }
 
-    /// Counts an entry as given to the kernel.
-    fn enter(&self, parent: Ino, entry: &Arc<Entry>, lifetime: Duration) -> Found {
+    /// Counts an entry as given to the kernel, with the size of its value if that is known.
+    fn enter(&self, parent: Ino, entry: &Arc<Entry>, size: Option<u64>, lifetime: Duration) -> Found {
         let mut inodes = self.inodes.lock();
         let ino = inodes.enter(parent, entry);
+        if let Some(size) = size {
+            inodes.set_size(ino, size);
+        }
         let size = match inodes.get(ino) {
             Some(What::Entry { size, .. }) => size,
             _ => 0,
@@ -182,27 +196,6 @@ impl Tree {
             drop(inodes);
             self.errors.lock().clear(ino);
             self.listings.forget(ino);
-        }
-    }
-
-    /// The listing of a directory, from memory or from QEMU.
-    fn listing(&self, ino: Ino) -> Result<Fresh> {
-        if let Some(fresh) = self.listings.get(ino) {
-            return Ok(fresh);
-        }
-        let path = self.object(ino)?;
-        let changes = self.listings.changes();
-        let listed = self.qom.ask(Request::list(&path)).and_then(|ask| {
-            let asked = ask.sent();
-            ask.wait().map(|properties| (properties, asked))
-        });
-        match listed {
-            Ok((properties, asked)) => {
-                let listing = listing::Listing::new(properties, &self.entries);
-                self.errors.lock().clear(ino);
-                Ok(self.listings.put(ino, listing, asked, changes))
-            }
-            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
         }
     }
 
@@ -275,6 +268,8 @@ impl Tree {
     /// lost.
     pub fn distrust_everything(&self) {
         self.listings.drop_all();
+        self.ahead.clear();
+        self.qom.meet();
         *self.descriptions.lock() = Descriptions::default();
     }
 }

@@ -146,7 +146,9 @@ impl Tree {
         }
         let object = self.object(parent)?;
         let target = self.target(&object, &temporary.target)?;
+        self.ahead.wrote();
         let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
+        self.ahead.wrote();
         self.listings.drop_one(parent);
         outcome.map_err(|e| Error::from_qom(&e, Doing::Write))?;
         // To the kernel, the link now is the inode that had the temporary name.

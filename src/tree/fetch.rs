@@ -1,0 +1,289 @@
+//! Listings and values from QEMU: now, or asked for before the kernel asks.
+
+use std::result::Result as StdResult;
+use std::sync::Arc;
+
+use super::ahead::{ListAsk, Listed};
+use super::cache::Fresh;
+use super::directories::Sizes;
+use super::error::Doing;
+use super::inodes::What;
+use super::listing::{Entry, Listing};
+use super::walk::{Opened, Pace, WINDOW};
+use super::{Error, Ino, Process, Result, Tree};
+use crate::qom::{self, Path, Property, Reason, Request};
+
+/// How many values of an object may be unread when the next object is asked for: enough to
+/// keep QEMU busy, few enough for the values to be fresh when it is their turn.
+const NEAR_END: usize = 64;
+
+impl Tree {
+    /// The listing of a directory, from memory or from QEMU.
+    pub(super) fn listing(&self, ino: Ino) -> Result<Fresh> {
+        self.listing_for(ino, None)
+    }
+
+    /// The same for a process that opens the directory: if it reads what it lists, with values.
+    pub(super) fn listing_for(&self, ino: Ino, process: Option<Process>) -> Result<Fresh> {
+        if let Some(fresh) = self.listings.get(ino) {
+            return Ok(fresh);
+        }
+        let path = self.object(ino)?;
+        let changes = self.listings.changes();
+        let listed = match self.ahead.take_listing(&path, changes) {
+            Some(listed) => Ok(listed),
+            None => {
+                let values = process.is_some_and(|process| self.wants_values(process));
+                self.ask_listing(&path, values, process)
+            }
+        };
+        match listed.and_then(|listed| {
+            let sent = listed.sent();
+            Ok((self.finish(&path, listed)?, sent))
+        }) {
+            Ok((properties, sent)) => {
+                self.errors.lock().clear(ino);
+                let listing = Listing::new(properties, &self.entries);
+                Ok(self.listings.put(ino, listing, sent, changes))
+            }
+            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
+        }
+    }
+
+    /// Whether the next listing for this process should come with values.
+    fn wants_values(&self, process: Process) -> bool {
+        self.settings.readahead
+            && self.qom.has_list_get()
+            && self.walks.lock().of(process).reads_what_it_lists()
+    }
+
+    fn ask_listing(
+        &self,
+        path: &Path,
+        values: bool,
+        process: Option<Process>,
+    ) -> StdResult<Listed, qom::Error> {
+        let (changes, writes) = (self.listings.changes(), self.ahead.writes());
+        let ask = if values {
+            ListAsk::Values(self.qom.ask(Request::list_get(std::slice::from_ref(path)))?)
+        } else {
+            ListAsk::Names(self.qom.ask(Request::list(path))?)
+        };
+        Ok(Listed {
+            ask,
+            process,
+            changes,
+            writes,
+        })
+    }
+
+    /// Waits for a listing; values that come with it are kept for the process that wanted them.
+    fn finish(&self, path: &Path, listed: Listed) -> StdResult<Vec<Property>, qom::Error> {
+        let sent = listed.sent();
+        let failed = match listed.ask {
+            ListAsk::Names(ask) => return ask.wait(),
+            ListAsk::Values(ask) => match ask.wait().map(|mut objects| objects.pop()) {
+                Ok(Some(values)) => {
+                    let properties = values.iter().map(|v| v.property.clone()).collect();
+                    if let Some(process) = listed.process {
+                        self.ahead.keep(process, path, sent, listed.writes, values);
+                    }
+                    return Ok(properties);
+                }
+                Ok(None) => None,
+                Err(e) => Some(e),
+            },
+        };
+        match failed {
+            Some(e) => match e.reason() {
+                Reason::NotFound | Reason::Timeout | Reason::Disconnected => return Err(e),
+                Reason::NoCommand => self.qom.lacks_list_get(),
+                _ => {}
+            },
+            None => self.qom.lacks_list_get(),
+        }
+        self.qom.request(Request::list(path))
+    }
+
+    /// A process has opened a directory; asks for what its walk comes to next.
+    pub(super) fn look_ahead(&self, ino: Ino, listing: &Arc<Listing>, process: Process) {
+        if !self.settings.readahead {
+            return;
+        }
+        let (parent, file) = match self.inodes.lock().get(ino) {
+            Some(What::Entry { parent, entry, .. }) => (parent, entry.file.clone()),
+            _ => (ino, "".into()),
+        };
+        let mut walks = self.walks.lock();
+        let walk = walks.of(process);
+        walk.listed(ino, parent, &file, listing);
+        match walk.pace() {
+            None => {}
+            Some(Pace::Listing) => {
+                let next = walk.next_objects(1);
+                drop(walks);
+                self.ask_objects(process, next, false);
+            }
+            Some(Pace::Reading) if self.qom.has_list_get() => {
+                let near = listing.values().len() <= NEAR_END;
+                let next = walk.next_objects(usize::from(near));
+                drop(walks);
+                self.ask_objects(process, next, true);
+            }
+            Some(Pace::Reading) => {
+                let first = walk.first_value().cloned();
+                drop(walks);
+                if let (Some(entry), Ok(path)) = (first, self.object(ino)) {
+                    self.ask_value(process, &path, &entry);
+                }
+            }
+        }
+    }
+
+    /// Asks for listings ahead, if they are not at hand.
+    fn ask_objects(&self, process: Process, next: Option<(Ino, Vec<Arc<Entry>>)>, values: bool) {
+        let Some((parent, entries)) = next else {
+            return;
+        };
+        for entry in entries {
+            let inodes = self.inodes.lock();
+            let path = inodes.object(parent).and_then(|path| path.child(&entry.name));
+            let ino = inodes.named(parent, &entry.file);
+            drop(inodes);
+            let Some(path) = path else {
+                continue;
+            };
+            let at_hand = if values {
+                self.ahead.has_values(process, &path)
+            } else {
+                ino.is_some_and(|ino| self.listings.get(ino).is_some())
+            };
+            if at_hand || !self.ahead.may_list(process, &path) {
+                continue;
+            }
+            let (changes, writes) = (self.listings.changes(), self.ahead.writes());
+            let ask = if values {
+                self.qom
+                    .ask_ahead(Request::list_get(std::slice::from_ref(&path)))
+                    .map(ListAsk::Values)
+            } else {
+                self.qom.ask_ahead(Request::list(&path)).map(ListAsk::Names)
+            };
+            if let Some(ask) = ask {
+                let listed = Listed {
+                    ask,
+                    process: Some(process),
+                    changes,
+                    writes,
+                };
+                self.ahead.put_listing(path, listed);
+            }
+        }
+    }
+
+    fn ask_value(&self, process: Process, path: &Path, entry: &Entry) {
+        let writes = self.ahead.writes();
+        if let Some(ask) = self.qom.ask_ahead(Request::get(path, &entry.name)) {
+            self.ahead
+                .put_value(process, path.clone(), entry.name.clone(), ask, writes);
+        }
+    }
+
+    /// The value of a property for a process that opens it.
+    pub(super) fn value_for(
+        &self,
+        parent: Ino,
+        path: &Path,
+        entry: &Arc<Entry>,
+        process: Process,
+    ) -> StdResult<String, qom::Error> {
+        if !self.settings.readahead {
+            return self.qom.request(Request::get(path, &entry.name));
+        }
+        let mut walks = self.walks.lock();
+        let walk = walks.of(process);
+        let opened = walk.opened(parent, entry);
+        let next = match (walk.pace(), opened.left) {
+            (Some(_), Some(0)) if !self.qom.has_list_get() => walk.next_objects(1),
+            (Some(Pace::Reading), Some(NEAR_END)) => walk.next_objects(1),
+            _ => None,
+        };
+        drop(walks);
+        if self.qom.has_list_get() {
+            self.ask_objects(process, next, true);
+            self.value_of_many(path, entry, process, opened.second)
+        } else {
+            self.value_in_turn(path, entry, process, &opened, next)
+        }
+    }
+
+    /// On a QEMU with `qom-list-get`: with the object's other values, when they are read too.
+    fn value_of_many(
+        &self,
+        path: &Path,
+        entry: &Entry,
+        process: Process,
+        second: bool,
+    ) -> StdResult<String, qom::Error> {
+        let at_hand = || self.ahead.serve(process, path, &entry.name);
+        if let Some(served) = at_hand() {
+            return served;
+        }
+        if !self.ahead.has_values(process, path) {
+            let asked = match self.ahead.take_values(process, path) {
+                None if second => Some(self.ask_listing(path, true, Some(process))?),
+                asked => asked,
+            };
+            if let Some(asked) = asked {
+                self.finish(path, asked)?;
+                if let Some(served) = at_hand() {
+                    return served;
+                }
+            }
+        }
+        // Its getter failed, or it was served before.
+        self.qom.request(Request::get(path, &entry.name))
+    }
+
+    /// On an older QEMU: with the next one in the order of the listing asked for ahead.
+    fn value_in_turn(
+        &self,
+        path: &Path,
+        entry: &Entry,
+        process: Process,
+        opened: &Opened,
+        next_object: Option<(Ino, Vec<Arc<Entry>>)>,
+    ) -> StdResult<String, qom::Error> {
+        let get = || Request::get(path, &entry.name);
+        let ask = match self.ahead.take_value(process, path, &entry.name) {
+            Some(ask) => ask,
+            None => self.qom.ask(get())?,
+        };
+        match &opened.next {
+            Some(next) => self.ask_value(process, path, next),
+            None => self.ask_objects(process, next_object, false),
+        }
+        let sent = ask.sent();
+        let answer = ask.wait();
+        if answer.is_ok() && sent.elapsed() > WINDOW {
+            return self.qom.request(get());
+        }
+        answer
+    }
+
+    /// How long the values are that came with a listing, for a process that reads them next.
+    pub(super) fn sizes_at_hand(&self, ino: Ino, listing: &Listing, process: Process) -> Option<Sizes> {
+        let path = self.inodes.lock().object(ino)?;
+        let names = listing.values().iter().map(|entry| &*entry.name);
+        let lengths = self.ahead.lengths(process, &path, names)?;
+        let shown = |length: Option<usize>| length.map(|length| length as u64 + 1);
+        let others = listing.entries().len() - listing.values().len();
+        Some(
+            lengths
+                .into_iter()
+                .map(shown)
+                .chain(std::iter::repeat_n(None, others))
+                .collect(),
+        )
+    }
+}
