@@ -19,7 +19,7 @@ use crate::cli::Config;
 use crate::fuse::{Fuse, THREADS};
 use crate::logging;
 use crate::qmp::{Address, Closed, ConnectError, Event, Monitor, Notice, printable};
-use crate::qom::{Path as QomPath, Qom};
+use crate::qom::{Identity, Path as QomPath, Qom};
 use crate::tree::{Ino, Kernel, Settings, Tree};
 use device::{Mounted, Options};
 
@@ -219,6 +219,7 @@ fn watch_signals(ends: Sender<End>) -> io::Result<()> {
 
 /// Handles what the monitor says unasked, until it is lost for good.
 fn attend(tree: &Tree, notices: &Receiver<Notice>, reconnect: bool, ends: &Sender<End>) {
+    let mut machine = reconnect.then(|| Identity::ask(tree.qom()));
     for notice in notices {
         match notice {
             Notice::Event(event) => {
@@ -231,18 +232,22 @@ fn attend(tree: &Tree, notices: &Receiver<Notice>, reconnect: bool, ends: &Sende
                 tree.distrust_everything();
             }
             Notice::Lost(why) if reconnect && why.is_orderly() => {
+                // Now, so that nothing of the old QEMU is served once the new one answers.
+                tree.distrust_everything();
                 warn!("{why}; waiting for it to come back");
             }
             Notice::Lost(why) => {
                 let _ = ends.send(End::Lost(why));
                 return;
             }
-            Notice::Back { old, new } => {
+            Notice::Back => {
                 tree.distrust_everything();
-                if old == new {
-                    info!("connected again: {new}");
-                } else {
-                    warn!("connected again, to another QEMU: {new}, before: {old}");
+                let now = Identity::ask(tree.qom());
+                match machine.replace(now.clone()) {
+                    Some(before) if before != now => {
+                        warn!("connected again, to another machine: {now}; before: {before}");
+                    }
+                    _ => info!("connected again: {now}"),
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -219,17 +219,21 @@ fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<Socket> {
     Err(last)
 }
 
-/// Takes a copy of an inherited socket that is not inherited further.
+/// Takes over an inherited socket, so that nothing that we start inherits it further.
 fn inherit(n: RawFd) -> io::Result<Socket> {
     // SAFETY: fcntl with F_GETFD reads a flag of a descriptor number, open or not.
     if unsafe { libc::fcntl(n, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is open (checked above) and outlives this borrow.
-    let owned: OwnedFd = unsafe { BorrowedFd::borrow_raw(n) }.try_clone_to_owned()?;
-    let socket = Socket::from(owned);
+    let copy: OwnedFd = unsafe { BorrowedFd::borrow_raw(n) }.try_clone_to_owned()?;
+    let socket = Socket::from(copy);
     socket.r#type()?; // fails for what is no socket
     socket.set_nonblocking(false)?;
+    if n > 2 {
+        // SAFETY: the user gave this descriptor to us alone; nothing else here knows its number.
+        drop(unsafe { OwnedFd::from_raw_fd(n) });
+    }
     Ok(socket)
 }
 

@@ -19,6 +19,9 @@ use super::error::{Closed, ConnectError, Error};
 use super::lines::LineReader;
 use super::wire::{self, Event, Greeting, Message, printable};
 
+/// The longest reply kept, in bytes, to a request that was made ahead.
+const MOST_AHEAD: usize = 4 << 20;
+
 /// A reply as it came: the JSON text of `return`.
 pub(super) type Reply = Result<Box<RawValue>, Error>;
 
@@ -62,6 +65,8 @@ struct Slot {
     outcome: Mutex<Outcome>,
     ready: Condvar,
     sent: Instant,
+    /// Nobody waits for it yet, and perhaps nobody will.
+    ahead: bool,
     /// For the log, at debug level only.
     text: Option<String>,
 }
@@ -208,6 +213,12 @@ impl Pending {
 impl Slot {
     fn fill(&self, reply: Reply) -> bool {
         let mut outcome = self.outcome.lock();
+        let reply = match reply {
+            Ok(text) if self.ahead && text.get().len() > MOST_AHEAD => {
+                Err(Error::Undecodable("a reply too long to be held ahead".into()))
+            }
+            reply => reply,
+        };
         let late = matches!(*outcome, Outcome::Overdue);
         *outcome = Outcome::Done(reply);
         self.ready.notify_all();
@@ -229,6 +240,7 @@ impl Shared {
             outcome: Mutex::new(Outcome::Waiting),
             ready: Condvar::new(),
             sent: Instant::now(),
+            ahead: patience.is_zero(),
             text: log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request))),
         });
         {
@@ -403,7 +415,7 @@ fn handshake(
         other => return Err(not_qmp(format!("no greeting, but {}", other.kind()))),
     };
     let mut ready = socket;
-    io::Write::write_all(&mut ready, br#"{"execute":"qmp_capabilities"}"#).map_err(failed)?;
+    io::Write::write_all(&mut ready, &wire::command("qmp_capabilities")).map_err(failed)?;
     loop {
         match message()? {
             Message::Reply(Ok(_)) => return Ok(greeting),

@@ -88,7 +88,8 @@ impl<R: Read> LineReader<R> {
         self.scanned -= self.start;
         self.start = 0;
         if self.end == self.buffer.len() {
-            self.buffer.resize(self.end * 2, 0);
+            // Room for the longest line and the newline that it may still have.
+            self.buffer.resize((self.end * 2).min(MAX_LINE + CHUNK), 0);
         } else if self.end < CHUNK && self.buffer.len() > CHUNK {
             self.buffer.truncate(CHUNK);
             self.buffer.shrink_to_fit();

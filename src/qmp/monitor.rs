@@ -26,11 +26,8 @@ pub enum Notice {
     /// Notices were lost: the receiver was too slow for a flood of events.
     Missed,
     Lost(Arc<Closed>),
-    /// Connected again, `old` being what the former QEMU said of itself.
-    Back {
-        old: Greeting,
-        new: Greeting,
-    },
+    /// Connected again, perhaps to another QEMU.
+    Back,
 }
 
 /// The monitor at one address, connected or not.
@@ -71,7 +68,7 @@ impl Bell {
         match self.notices.try_send(notice) {
             Ok(()) | Err(TrySendError::Disconnected(_)) => {}
             // The end of the connection must not be lost; the receiver will get there.
-            Err(TrySendError::Full(lost @ (Notice::Lost(_) | Notice::Back { .. }))) => {
+            Err(TrySendError::Full(lost @ (Notice::Lost(_) | Notice::Back))) => {
                 let _ = self.notices.send(lost);
             }
             Err(TrySendError::Full(_)) => *missed = true,
@@ -217,14 +214,9 @@ impl Inner {
             let mut current = self.current.lock();
             current.attempts += 1;
             current.hurry = false;
+            let back = attempt.is_ok();
             match attempt {
                 Ok(connection) => {
-                    let (old, new) = (
-                        current.connection.greeting().clone(),
-                        connection.greeting().clone(),
-                    );
-                    // Told first: nothing known of the old QEMU may be served for the new one.
-                    self.bell.ring(Notice::Back { old, new });
                     current.connection = Arc::new(connection);
                     pause = BACK_OFF.0;
                 }
@@ -234,6 +226,9 @@ impl Inner {
                 }
             }
             drop(current);
+            if back {
+                self.bell.ring(Notice::Back);
+            }
             self.changed.notify_all();
         }
     }

@@ -85,6 +85,11 @@ pub fn request(command: &str, arguments: &impl Serialize) -> Vec<u8> {
     .unwrap_or_default()
 }
 
+/// The same for a command without arguments.
+pub fn command(name: &str) -> Vec<u8> {
+    format!(r#"{{"execute":"{name}"}}"#).into_bytes()
+}
+
 #[derive(Deserialize)]
 struct Line<'a> {
     #[serde(rename = "return", borrow, default, deserialize_with = "present")]

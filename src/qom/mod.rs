@@ -5,6 +5,7 @@
 
 mod client;
 mod error;
+mod identity;
 mod path;
 mod property;
 mod requests;
@@ -12,6 +13,7 @@ mod value;
 
 pub use client::{Ask, Qom};
 pub use error::{Error, Reason};
+pub use identity::Identity;
 pub use path::Path;
 pub use property::{Description, Kind, Property, Valued};
 pub use requests::Request;

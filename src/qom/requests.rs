@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde::de::Error as _;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -36,6 +37,18 @@ impl From<RawProperty> for Property {
     }
 }
 
+/// The most properties that one object may have; real ones have some hundreds.
+const MOST_PROPERTIES: usize = 250_000;
+
+fn check_count(properties: usize) -> serde_json::Result<()> {
+    if properties <= MOST_PROPERTIES {
+        return Ok(());
+    }
+    Err(serde_json::Error::custom(format_args!(
+        "{properties} properties in one object, at most {MOST_PROPERTIES} are taken"
+    )))
+}
+
 impl Request<Vec<Property>> {
     /// The properties of an object.
     pub fn list(path: &Path) -> Self {
@@ -44,6 +57,7 @@ impl Request<Vec<Property>> {
             asked: format!("qom-list {path}"),
             decode: |text| {
                 let raw: Vec<RawProperty> = serde_json::from_str(text)?;
+                check_count(raw.len())?;
                 Ok(raw.into_iter().map(Property::from).collect())
             },
         }
@@ -103,6 +117,7 @@ fn decode_list_get(text: &str) -> serde_json::Result<Vec<Vec<Valued>>> {
         value: Option<&'a RawValue>,
     }
     let objects: Vec<Object<'_>> = serde_json::from_str(text)?;
+    check_count(objects.iter().map(|o| o.properties.len()).sum())?;
     let valued = |p: WithValue<'_>| Valued {
         text: p.value.map(|raw| value_text(&p.name, raw)),
         property: Property {
@@ -152,6 +167,34 @@ impl Request<HashMap<String, Description>> {
             },
         }
     }
+}
+
+impl Request<Option<String>> {
+    /// The machine's name, if the user gave it one.
+    pub fn machine_name() -> Self {
+        Request {
+            bytes: qmp::command("query-name"),
+            asked: "query-name".into(),
+            decode: |text| text_member(text, "name"),
+        }
+    }
+
+    /// The machine's UUID, if the user gave it one; all zero means none.
+    pub fn machine_uuid() -> Self {
+        Request {
+            bytes: qmp::command("query-uuid"),
+            asked: "query-uuid".into(),
+            decode: |text| {
+                let uuid = text_member(text, "UUID")?;
+                Ok(uuid.filter(|uuid| uuid.chars().any(|c| !matches!(c, '0' | '-'))))
+            },
+        }
+    }
+}
+
+fn text_member(text: &str, name: &str) -> serde_json::Result<Option<String>> {
+    let object: serde_json::Map<String, Value> = serde_json::from_str(text)?;
+    Ok(object.get(name).and_then(Value::as_str).map(str::to_owned))
 }
 
 #[cfg(test)]

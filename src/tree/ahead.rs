@@ -17,8 +17,10 @@ use crate::qom::{Ask, Error, Path, Property, Valued};
 const MOST_PER_WALK: usize = 2;
 /// When a listing that nobody came for is given up.
 const GIVE_UP: Duration = Duration::from_secs(1);
-/// Objects whose values are held at once.
-const MOST_SNAPSHOTS: usize = 64;
+/// Listings asked for ahead of all walks together.
+const MOST_LISTINGS: usize = 32;
+/// Values held at once, in bytes. What does not fit is asked for one by one.
+const MOST_BYTES: usize = 16 << 20;
 
 /// A listing that was asked for, with or without the values.
 pub enum ListAsk {
@@ -55,6 +57,8 @@ struct Value {
 struct Snapshot {
     sent: Instant,
     writes: u64,
+    /// The length of all texts when they came.
+    bytes: usize,
     texts: HashMap<Arc<str>, Result<String, Error>>,
 }
 
@@ -86,7 +90,7 @@ impl Ahead {
         let mut listings = self.listings.lock();
         listings.retain(|_, listed| listed.sent().elapsed() < GIVE_UP);
         let of_this = listings.values().filter(|l| l.process == Some(process)).count();
-        of_this < MOST_PER_WALK && !listings.contains_key(path)
+        of_this < MOST_PER_WALK && listings.len() < MOST_LISTINGS && !listings.contains_key(path)
     }
 
     pub fn put_listing(&self, path: Path, listed: Listed) {
@@ -130,14 +134,23 @@ impl Ahead {
 
     /// Keeps the values of an object's reply for a process.
     pub fn keep(&self, process: u32, path: &Path, sent: Instant, writes: u64, values: Vec<Valued>) {
-        let texts = values
+        let texts: HashMap<_, _> = values
             .into_iter()
             .filter_map(|v| Some((v.property.name, v.text?)))
             .collect();
+        let length = |text: &Result<String, Error>| text.as_ref().map_or(0, String::len);
+        let bytes = texts.values().map(length).sum();
         let mut snapshots = self.snapshots.lock();
         snapshots.retain(|_, snapshot| snapshot.sent.elapsed() < WINDOW);
-        if snapshots.len() < MOST_SNAPSHOTS {
-            snapshots.insert((process, path.clone()), Snapshot { sent, writes, texts });
+        let held: usize = snapshots.values().map(|snapshot| snapshot.bytes).sum();
+        if held + bytes <= MOST_BYTES {
+            let snapshot = Snapshot {
+                sent,
+                writes,
+                bytes,
+                texts,
+            };
+            snapshots.insert((process, path.clone()), snapshot);
         }
     }
 

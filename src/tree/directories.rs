@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::cache::Fresh;
-use super::{Found, Ino, Process, Result, Tree};
+use super::{Error, Found, Ino, Process, Result, Tree};
 
 /// The sizes of a listing's entries, where they are known.
 pub(super) type Sizes = Arc<[Option<u64>]>;
@@ -94,7 +94,12 @@ impl Tree {
         let first = offset.saturating_sub(2).min(listing.entries().len() as u64);
         for (entry, next) in listing.entries()[first as usize..].iter().zip(first + 3..) {
             let at_hand = sizes.as_ref().and_then(|sizes| sizes[next as usize - 3]);
-            let found = self.enter(directory.ino, entry, at_hand, left);
+            let Some(found) = self.enter(directory.ino, entry, at_hand, left) else {
+                return Err(Error::refused(
+                    libc::ENOMEM,
+                    "the kernel holds too many files of this mount",
+                ));
+            };
             let ino = found.attributes.ino;
             if take(Item::Entry(found, &entry.file), next) {
                 self.forget(ino, 1);

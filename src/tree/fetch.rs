@@ -2,6 +2,7 @@
 
 use std::result::Result as StdResult;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::ahead::{ListAsk, Listed};
 use super::cache::Fresh;
@@ -30,17 +31,19 @@ impl Tree {
         }
         let path = self.object(ino)?;
         let changes = self.listings.changes();
-        let listed = match self.ahead.take_listing(&path, changes) {
-            Some(listed) => Ok(listed),
-            None => {
-                let values = process.is_some_and(|process| self.wants_values(process));
-                self.ask_listing(&path, values, process)
-            }
+        let now = || {
+            let values = process.is_some_and(|process| self.wants_values(process));
+            self.ask_listing(&path, values, process)
+                .and_then(|listed| self.finish(&path, listed))
         };
-        match listed.and_then(|listed| {
-            let sent = listed.sent();
-            Ok((self.finish(&path, listed)?, sent))
-        }) {
+        let listed = match self.ahead.take_listing(&path, changes) {
+            Some(listed) => self.finish(&path, listed).or_else(|e| match e.reason() {
+                Reason::Undecodable => now(),
+                _ => Err(e),
+            }),
+            None => now(),
+        };
+        match listed {
             Ok((properties, sent)) => {
                 self.errors.lock().clear(ino);
                 let listing = Listing::new(properties, &self.entries);
@@ -77,18 +80,19 @@ impl Tree {
         })
     }
 
-    /// Waits for a listing; values that come with it are kept for the process that wanted them.
-    fn finish(&self, path: &Path, listed: Listed) -> StdResult<Vec<Property>, qom::Error> {
+    /// Waits for a listing, and says when it was sent; values that come with it are kept for the
+    /// process that wanted them.
+    fn finish(&self, path: &Path, listed: Listed) -> StdResult<(Vec<Property>, Instant), qom::Error> {
         let sent = listed.sent();
         let failed = match listed.ask {
-            ListAsk::Names(ask) => return ask.wait(),
+            ListAsk::Names(ask) => return Ok((ask.wait()?, sent)),
             ListAsk::Values(ask) => match ask.wait().map(|mut objects| objects.pop()) {
                 Ok(Some(values)) => {
                     let properties = values.iter().map(|v| v.property.clone()).collect();
                     if let Some(process) = listed.process {
                         self.ahead.keep(process, path, sent, listed.writes, values);
                     }
-                    return Ok(properties);
+                    return Ok((properties, sent));
                 }
                 Ok(None) => None,
                 Err(e) => Some(e),
@@ -102,7 +106,9 @@ impl Tree {
             },
             None => self.qom.lacks_list_get(),
         }
-        self.qom.request(Request::list(path))
+        let ask = self.qom.ask(Request::list(path))?;
+        let sent = ask.sent();
+        Ok((ask.wait()?, sent))
     }
 
     /// A process has opened a directory; asks for what its walk comes to next.
@@ -265,10 +271,11 @@ impl Tree {
         }
         let sent = ask.sent();
         let answer = ask.wait();
-        if answer.is_ok() && sent.elapsed() > WINDOW {
-            return self.qom.request(get());
+        match answer {
+            Ok(_) if sent.elapsed() > WINDOW => self.qom.request(get()),
+            Err(e) if e.reason() == Reason::Undecodable => self.qom.request(get()),
+            answer => answer,
         }
-        answer
     }
 
     /// How long the values are that came with a listing, for a process that reads them next.

@@ -2,13 +2,20 @@
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use super::error::Doing;
 use super::{Error, Ino, Process, Result, Tree};
 use crate::qom::{self, Kind, Request};
+
+/// The most that all open files together may hold, in bytes: QEMU may be compromised, and a
+/// value may be as long as a line.
+const MOST_HELD: usize = 128 << 20;
+
+/// How much open files hold.
+pub type Held = Arc<AtomicUsize>;
 
 /// An open property.
 pub struct File {
@@ -20,21 +27,47 @@ pub struct File {
 #[derive(Default)]
 struct Pinned {
     /// None before it was read, and after a write.
-    text: Option<Arc<[u8]>>,
+    text: Option<Arc<Text>>,
     /// Something was read: offset 0 means "again", as in sysfs.
     begun: bool,
 }
 
+/// A value as a file shows it, counted in what open files hold.
+struct Text {
+    bytes: Vec<u8>,
+    held: Held,
+}
+
+impl Text {
+    fn hold(bytes: Vec<u8>, held: &Held) -> Option<Arc<Text>> {
+        let before = held.fetch_add(bytes.len(), Ordering::Relaxed);
+        let fits = before + bytes.len() <= MOST_HELD;
+        // Dropped again at once if not, and uncounted so.
+        let text = Text {
+            bytes,
+            held: held.clone(),
+        };
+        fits.then(|| Arc::new(text))
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
 /// A part of a pinned value.
 pub struct Slice {
-    text: Arc<[u8]>,
+    text: Arc<Text>,
     range: Range<usize>,
 }
 
 impl Slice {
-    fn new(text: &Arc<[u8]>, offset: u64, size: u32) -> Slice {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
-        let end = start.saturating_add(size as usize).min(text.len());
+    fn new(text: &Arc<Text>, offset: u64, size: u32) -> Slice {
+        let length = text.bytes.len();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(length);
+        let end = start.saturating_add(size as usize).min(length);
         Slice {
             text: text.clone(),
             range: start..end,
@@ -46,7 +79,7 @@ impl Deref for Slice {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.text[self.range.clone()]
+        &self.text.bytes[self.range.clone()]
     }
 }
 
@@ -117,7 +150,7 @@ impl Tree {
 
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
     /// or for a process that reads one after another what was fetched with the one before.
-    fn fetch(&self, ino: Ino, process: Option<Process>) -> Result<Arc<[u8]>> {
+    fn fetch(&self, ino: Ino, process: Option<Process>) -> Result<Arc<Text>> {
         let (parent, path, entry) = self.property(ino)?;
         let answer = match process {
             Some(process) => self.value_for(parent, &path, &entry, process),
@@ -126,7 +159,13 @@ impl Tree {
         let mut text = self.read(ino, answer)?.into_bytes();
         text.push(b'\n');
         self.show_size(ino, text.len());
-        Ok(text.into())
+        Text::hold(text, &self.held).ok_or_else(|| {
+            let why = format!(
+                "{path} {}: open files hold more than {MOST_HELD} bytes",
+                entry.name
+            );
+            self.failed(ino, Error::refused(libc::ENOMEM, &why))
+        })
     }
 
     /// What became of reading a property or link.

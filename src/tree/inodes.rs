@@ -46,6 +46,17 @@ pub struct Inodes {
     nodes: HashMap<Ino, Node>,
     by_name: HashMap<(Ino, Arc<str>), Ino>,
     next: Ino,
+    /// About what all this takes, in bytes.
+    weight: usize,
+}
+
+/// The most that inodes may weigh. A hostile tree is endless, and the kernel forgets only when
+/// the whole machine is short of memory. Real trees weigh a tenth of it.
+const HEAVIEST: usize = 192 << 20;
+
+/// What an inode takes, its names not shared with others.
+fn weight(entry: &Entry) -> usize {
+    160 + entry.name.len() + entry.file.len() + entry.declared.len()
 }
 
 impl Default for Inodes {
@@ -54,33 +65,38 @@ impl Default for Inodes {
             nodes: HashMap::new(),
             by_name: HashMap::new(),
             next: ROOT + 1,
+            weight: 0,
         }
     }
 }
 
 impl Inodes {
     /// The inode of an entry, counted as given to the kernel once more. An entry that changed
-    /// its type is another one and gets a new number.
-    pub fn enter(&mut self, parent: Ino, entry: &Arc<Entry>) -> Ino {
+    /// its type is another one and gets a new number. `None` when there are too many.
+    pub fn enter(&mut self, parent: Ino, entry: &Arc<Entry>) -> Option<Ino> {
         if let Some(&ino) = self.by_name.get(&(parent, entry.file.clone())) {
             match self.nodes.get_mut(&ino) {
                 Some(node) if node.entry == *entry => {
                     node.lookups += 1;
-                    return ino;
+                    return Some(ino);
                 }
                 _ => self.detach(ino),
             }
         }
+        if self.weight > HEAVIEST {
+            return None;
+        }
         let ino = self.next;
         self.next += 1;
         self.insert(ino, parent, entry.clone(), 1);
-        ino
+        Some(ino)
     }
 
     fn insert(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64) {
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children += 1;
         }
+        self.weight += weight(&entry);
         self.by_name.insert((parent, entry.file.clone()), ino);
         self.nodes.insert(
             ino,
@@ -205,6 +221,7 @@ impl Inodes {
             && node.children == 0
         {
             let parent = node.parent;
+            self.weight -= weight(&node.entry);
             self.detach(ino);
             self.nodes.remove(&ino);
             if let Some(above) = self.nodes.get_mut(&parent) {
@@ -245,9 +262,9 @@ mod tests {
     #[test]
     fn one_number_per_path_until_forgotten() {
         let mut inodes = Inodes::default();
-        let machine = inodes.enter(ROOT, &child("machine"));
-        let usb = inodes.enter(machine, &child("usb"));
-        assert_eq!(inodes.enter(machine, &child("usb")), usb);
+        let machine = inodes.enter(ROOT, &child("machine")).unwrap();
+        let usb = inodes.enter(machine, &child("usb")).unwrap();
+        assert_eq!(inodes.enter(machine, &child("usb")), Some(usb));
         assert_eq!(inodes.object(usb).unwrap().as_str(), "/machine/usb");
         // The parent stays for its child's sake.
         inodes.forget(machine, 1);
@@ -258,17 +275,17 @@ mod tests {
         assert_eq!(inodes.count(), 1);
         assert!(inodes.get(usb).is_none());
         inodes.forget(usb, 5);
-        assert_ne!(inodes.enter(ROOT, &child("machine")), machine);
+        assert_ne!(inodes.enter(ROOT, &child("machine")), Some(machine));
     }
 
     #[test]
     fn what_is_gone_stays_gone() {
         let mut inodes = Inodes::default();
-        let usb = inodes.enter(ROOT, &child("usb"));
-        let port = inodes.enter(usb, &entry("port", "str", Kind::Value));
+        let usb = inodes.enter(ROOT, &child("usb")).unwrap();
+        let port = inodes.enter(usb, &entry("port", "str", Kind::Value)).unwrap();
         inodes.detach(usb);
         assert!(inodes.get(usb).is_none() && inodes.get(port).is_none());
-        let again = inodes.enter(ROOT, &child("usb"));
+        let again = inodes.enter(ROOT, &child("usb")).unwrap();
         assert_ne!(again, usb);
         assert!(
             inodes.get(port).is_none(),
@@ -278,14 +295,16 @@ mod tests {
         inodes.forget(usb, 1);
         assert_eq!(inodes.object(again).unwrap().as_str(), "/usb");
         // Another type is another object.
-        let other = inodes.enter(ROOT, &entry("usb", "child<y>", Kind::Child));
+        let other = inodes
+            .enter(ROOT, &entry("usb", "child<y>", Kind::Child))
+            .unwrap();
         assert_ne!(other, again);
     }
 
     #[test]
     fn sizes() {
         let mut inodes = Inodes::default();
-        let p = inodes.enter(ROOT, &entry("p", "str", Kind::Value));
+        let p = inodes.enter(ROOT, &entry("p", "str", Kind::Value)).unwrap();
         assert!(!inodes.set_size(p, UNREAD));
         assert!(inodes.set_size(p, 5));
         assert!(matches!(inodes.get(p), Some(What::Entry { size: 5, .. })));
@@ -295,8 +314,22 @@ mod tests {
     #[test]
     fn unaddressable_objects_have_no_path() {
         let mut inodes = Inodes::default();
-        let odd = inodes.enter(ROOT, &child("a/b"));
+        let odd = inodes.enter(ROOT, &child("a/b")).unwrap();
         assert!(inodes.object(odd).is_none());
         assert!(inodes.get(odd).is_some());
+    }
+
+    #[test]
+    fn an_endless_tree_has_an_end() {
+        let mut inodes = Inodes::default();
+        let long = "x".repeat(1 << 20);
+        let entered: Vec<_> = (0..1000)
+            .map_while(|i| inodes.enter(ROOT, &child(&format!("{long}{i}"))))
+            .collect();
+        assert!((10..400).contains(&entered.len()), "{}", entered.len());
+        for ino in entered {
+            inodes.forget(ino, 1);
+        }
+        assert_eq!((inodes.weight, inodes.count()), (0, 1));
     }
 }

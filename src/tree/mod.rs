@@ -33,8 +33,8 @@ use cache::{Fresh, Listings};
 pub use directories::{Directory, Item};
 pub use error::{Error, Result};
 use errors::LastErrors;
-use files::File;
 pub use files::Slice;
+use files::{File, Held};
 use handles::Handles;
 pub use inodes::{Ino, ROOT};
 use inodes::{Inodes, What};
@@ -89,6 +89,7 @@ pub struct Tree {
     inodes: Mutex<Inodes>,
     listings: Listings,
     files: Handles<File>,
+    held: Held,
     directories: Handles<Directory>,
     temporaries: Mutex<Temporaries>,
     errors: Mutex<LastErrors>,
@@ -108,6 +109,7 @@ impl Tree {
             inodes: Mutex::default(),
             listings: Listings::new(settings.entry_timeout),
             files: Handles::default(),
+            held: Held::default(),
             directories: Handles::default(),
             temporaries: Mutex::default(),
             errors: Mutex::default(),
@@ -166,13 +168,15 @@ impl Tree {
 
     fn lookup_in(&self, parent: Ino, file: &str, fresh: &Fresh) -> Result<Found> {
         let (_, entry) = fresh.listing.find(file).ok_or(libc::ENOENT)?;
-        Ok(self.enter(parent, entry, None, fresh.left))
+        self.enter(parent, entry, None, fresh.left)
+            .ok_or_else(|| Error::refused(libc::ENOMEM, "the kernel holds too many files of this mount"))
     }
 
     /// Counts an entry as given to the kernel, with the size of its value if that is known.
-    fn enter(&self, parent: Ino, entry: &Arc<Entry>, size: Option<u64>, lifetime: Duration) -> Found {
+    /// `None` when there are too many.
+    fn enter(&self, parent: Ino, entry: &Arc<Entry>, size: Option<u64>, lifetime: Duration) -> Option<Found> {
         let mut inodes = self.inodes.lock();
-        let ino = inodes.enter(parent, entry);
+        let ino = inodes.enter(parent, entry)?;
         if let Some(size) = size {
             inodes.set_size(ino, size);
         }
@@ -181,10 +185,10 @@ impl Tree {
             _ => 0,
         };
         drop(inodes);
-        Found {
+        Some(Found {
             attributes: self.attributes_of(ino, entry.kind, size),
             lifetime,
-        }
+        })
     }
 
     /// The kernel gives back `count` references to an inode.
