@@ -10,21 +10,51 @@ use log::LevelFilter;
 use crate::qmp::{Address, AddressError};
 
 const AFTER_HELP: &str = "\
-Example:
+Mount options:
+  ro, rw                    whether properties can be set (default: rw)
+  allow_other, allow_root   let other users in, or root only (default: the mounting user only)
+  default_permissions       let the kernel judge by owner and mode (default: when others are let
+                            in; no_default_permissions: never)
+  uid=N, gid=N, umask=OCT   owner, group and mode that files show (default: the mounting user, 0)
+  entry_timeout=SECONDS     how long a listing is kept (default: 1)
+  timeout=SECONDS           for each QMP request, and for connecting (default: 10)
+  reconnect                 stay mounted when QEMU goes, and serve again when it is back
+  no_readahead              never ask QEMU for anything before it is read
+  fsname=NAME, subtype=NAME what mount(8) shows as source (default: SOCKET) and type (qom-fuse)
+  noexec, noatime, and the words that mount(8) and fstab hand on (dev, suid, nofail, x-…)
+
+Examples:
+  qom-fuse mnt -- qemu-system-x86_64 -M q35 …     # start a machine and mount it
+
   qemu-system-x86_64 -qmp unix:/tmp/vm.sock,server=on,wait=off …
   mkdir mnt; qom-fuse /tmp/vm.sock mnt
   ls mnt/machine; cat mnt/machine/type; echo off > mnt/machine/graphics
   fusermount3 -u mnt
 
-Exit status: 0 when mounted (in the foreground: when unmounted again), 1 for any error.";
+Exit status: 0 when mounted (in the foreground: when unmounted again), 1 for any error; with
+a QEMU command that of QEMU, 128+N when signal N killed it, 127 when there is no such command.";
 
 /// Mount the QEMU Object Model of a running machine as a filesystem.
 #[derive(Debug, Parser)]
-#[command(name = "qom-fuse", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(
+    name = "qom-fuse",
+    version,
+    override_usage = "qom-fuse [OPTIONS] [SOCKET] MOUNTPOINT\n       qom-fuse [OPTIONS] MOUNTPOINT -- QEMU-COMMAND...",
+    after_help = AFTER_HELP,
+    max_term_width = 100
+)]
 struct Arguments {
     /// The QMP socket (optional), then the directory to mount on
-    #[arg(value_name = "[SOCKET] MOUNTPOINT", num_args = 1..=2, required = true)]
+    #[arg(value_names = ["SOCKET", "MOUNTPOINT"], num_args = 1..=2, required_unless_present = "list")]
     paths: Vec<OsString>,
+
+    /// Start this QEMU and mount it; the mount ends with QEMU, and with its exit status
+    #[arg(last = true, value_name = "QEMU-COMMAND")]
+    command: Vec<OsString>,
+
+    /// Print the machines that you may see, with their QMP sockets, and exit
+    #[arg(short, long, help_heading = "Connection")]
+    list: bool,
 
     /// QMP socket of the machine: /path, unix:/path, host:port, tcp:host:port, [v6]:port or
     /// fd:N; what was given to QEMU's -qmp works too [env: QMP_SOCKET, QMP_SERVER]
@@ -43,11 +73,7 @@ struct Arguments {
     #[arg(short, long, action = ArgAction::Count, help_heading = "Process")]
     verbose: u8,
 
-    /// Mount options, separated by commas: ro, rw, allow_other, allow_root,
-    /// default_permissions, no_default_permissions, fsname=NAME, subtype=NAME, uid=N, gid=N,
-    /// umask=OCTAL, entry_timeout=SECONDS (how long listings are kept; default 1),
-    /// timeout=SECONDS (for each QMP request; default 10), reconnect, no_readahead,
-    /// auto_unmount (always on), and the general ones of mount(8)
+    /// Mount options, separated by commas (see below)
     #[arg(short, value_name = "OPTION,…", action = ArgAction::Append, help_heading = "Mount")]
     options: Vec<String>,
 }
@@ -55,14 +81,31 @@ struct Arguments {
 /// What to do, checked as far as that goes without doing it.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub address: Address,
-    /// The address as it was given: what mount(8) shows as the source.
+    pub machine: Wanted,
+    /// The address as it was given, or the program's name: what mount(8) shows as the source.
     pub source: String,
     pub mount_point: PathBuf,
     pub foreground: bool,
     pub log_file: Option<PathBuf>,
     pub log_level: LevelFilter,
     pub mount: MountOptions,
+}
+
+/// Which machine to mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// The one with this monitor.
+    At(Address),
+    /// One to be started by this command.
+    Command(Vec<OsString>),
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Task {
+    Mount(Box<Config>),
+    /// Show the machines that there are.
+    List,
 }
 
 /// What `-o` says.
@@ -120,6 +163,8 @@ pub enum UsageError {
     NoSocket,
     #[error("the QMP socket is given twice: '{0}' and '{1}'")]
     TwoSockets(String, String),
+    #[error("give the QMP socket '{0}' or a QEMU command after --, not both")]
+    SocketAndCommand(String),
     #[error("the QMP socket '{0}' is not UTF-8")]
     NotUtf8(String),
     #[error("-o {0}: {1}")]
@@ -133,8 +178,11 @@ pub enum UsageError {
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     environment: impl Fn(&str) -> Option<String>,
-) -> Result<Config, UsageError> {
+) -> Result<Task, UsageError> {
     let arguments = Arguments::try_parse_from(arguments)?;
+    if arguments.list {
+        return Ok(Task::List);
+    }
     let mut paths = arguments.paths;
     let mount_point = PathBuf::from(paths.pop().unwrap_or_default());
     let positional = match paths.pop() {
@@ -145,13 +193,24 @@ pub fn parse(
         ),
         None => None,
     };
-    let source = match (positional, arguments.socket) {
-        (Some(one), Some(two)) => return Err(UsageError::TwoSockets(one, two)),
-        (Some(one), None) | (None, Some(one)) => one,
-        (None, None) => ["QMP_SOCKET", "QMP_SERVER"]
-            .iter()
-            .find_map(|name| environment(name).filter(|value| !value.is_empty()))
-            .ok_or(UsageError::NoSocket)?,
+    let (machine, source) = if arguments.command.is_empty() {
+        let source = match (positional, arguments.socket) {
+            (Some(one), Some(two)) => return Err(UsageError::TwoSockets(one, two)),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => ["QMP_SOCKET", "QMP_SERVER"]
+                .iter()
+                .find_map(|name| environment(name).filter(|value| !value.is_empty()))
+                .ok_or(UsageError::NoSocket)?,
+        };
+        (Wanted::At(source.parse()?), source)
+    } else {
+        if let Some(socket) = positional.or(arguments.socket) {
+            return Err(UsageError::SocketAndCommand(socket));
+        }
+        let program = arguments.command.first().map(std::path::Path::new);
+        let name = program.and_then(std::path::Path::file_name).unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
+        (Wanted::Command(arguments.command), name)
     };
     let mut mount = MountOptions::default();
     for words in &arguments.options {
@@ -159,8 +218,8 @@ pub fn parse(
             mount.set(&word)?;
         }
     }
-    Ok(Config {
-        address: source.parse()?,
+    Ok(Task::Mount(Box::new(Config {
+        machine,
         source,
         mount_point,
         foreground: arguments.foreground,
@@ -172,7 +231,7 @@ pub fn parse(
             _ => LevelFilter::Trace,
         },
         mount,
-    })
+    })))
 }
 
 /// Cuts at commas; `\,` is a comma within a word, as for fusermount3.
@@ -270,7 +329,10 @@ mod tests {
             let found = environment.iter().find(|(n, _)| *n == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        parse(arguments, find)
+        match parse(arguments, find)? {
+            Task::Mount(config) => Ok(*config),
+            Task::List => panic!("it does not ask for a mount: {line}"),
+        }
     }
 
     #[test]
@@ -312,6 +374,16 @@ mod tests {
             Err(UsageError::Address(_))
         ));
         assert!(matches!(parse_line("qom-fuse", &[]), Err(UsageError::Clap(_))));
+        let config = parse_line("qom-fuse -o ro mnt -- /opt/qemu -M none", &[("QMP_SOCKET", "/a")]).unwrap();
+        let command = ["/opt/qemu", "-M", "none"].map(OsString::from).to_vec();
+        assert_eq!(
+            (config.machine, config.source.as_str()),
+            (Wanted::Command(command), "qemu")
+        );
+        assert!(matches!(
+            parse_line("qom-fuse /s mnt -- qemu", &[]),
+            Err(UsageError::SocketAndCommand(_))
+        ));
     }
 
     #[test]

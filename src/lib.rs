@@ -5,6 +5,7 @@
 //! (one monitor connection).
 
 pub mod cli;
+pub mod discover;
 pub mod fuse;
 pub mod logging;
 pub mod mount;

@@ -2,26 +2,52 @@
 
 use std::process::ExitCode;
 
-use qom_fuse::cli::{self, UsageError};
+use qom_fuse::cli::{self, Task, UsageError};
+use qom_fuse::discover::{self, Table};
 use qom_fuse::{logging, mount};
 
 fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
-        Ok(config) => config,
+        Ok(Task::Mount(config)) => *config,
+        Ok(Task::List) => {
+            println!("{}", Table(&discover::machines()));
+            return ExitCode::SUCCESS;
+        }
         Err(UsageError::Clap(e)) => {
             let _ = e.print();
             return ExitCode::from(u8::from(e.use_stderr()));
         }
-        Err(e) => return fail(&e),
+        Err(e @ UsageError::NoSocket) => {
+            eprintln!("qom-fuse: {e}\n{}", suggestion(&discover::machines()));
+            return ExitCode::FAILURE;
+        }
+        Err(e) => {
+            eprintln!("qom-fuse: {e}");
+            return ExitCode::FAILURE;
+        }
     };
     logging::start(config.log_level);
     match mount::run(config) {
         Ok(status) => ExitCode::from(status),
-        Err(e) => fail(&e),
+        // QEMU has spoken for itself.
+        Err(mount::Error::Ended(status)) => ExitCode::from(status),
+        Err(e) => {
+            eprintln!("qom-fuse: {e}");
+            ExitCode::from(e.status())
+        }
     }
 }
 
-fn fail(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("qom-fuse: {error}");
-    ExitCode::FAILURE
+/// The machines that there are, and the command for the first of them.
+fn suggestion(machines: &[discover::Machine]) -> String {
+    let mut monitors = machines.iter().flat_map(|m| &m.monitors);
+    let first = monitors.find_map(|at| match at {
+        discover::MonitorAt::Address(address) => Some(address),
+        discover::MonitorAt::Held => None,
+    });
+    let table = Table(machines).to_string();
+    match first {
+        Some(address) => format!("{table}\nTry: qom-fuse {address} MOUNTPOINT"),
+        None => table,
+    }
 }

@@ -1,6 +1,7 @@
 //! The life of a mount: connect, mount, go to the background, serve, and leave nothing behind.
 
 mod device;
+mod machine;
 mod process;
 
 use std::io;
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier, Session, SessionACL};
 use log::{error, info, warn};
@@ -15,13 +17,14 @@ use nix::unistd::{getgid, getuid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cli::Config;
+use crate::cli::{Config, Wanted};
 use crate::fuse::{Fuse, THREADS};
 use crate::logging;
 use crate::qmp::{Address, Closed, ConnectError, Event, Monitor, Notice, printable};
 use crate::qom::{Identity, Path as QomPath, Qom};
 use crate::tree::{Ino, Kernel, Settings, Tree};
 use device::{Mounted, Options};
+use machine::Machine;
 
 /// Notices from the monitor that may wait to be handled.
 const NOTICES: usize = 1024;
@@ -41,6 +44,22 @@ pub enum Error {
     LogFile { path: String, source: io::Error },
     #[error("{what}: {source}")]
     System { what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Start(#[from] machine::StartError),
+    /// The QEMU that we started ended by itself, and has said why.
+    #[error("QEMU ended before it could be mounted, with exit status {0}")]
+    Ended(u8),
+}
+
+impl Error {
+    /// The exit status for it.
+    pub fn status(&self) -> u8 {
+        match self {
+            Error::Start(e) => e.status(),
+            Error::Ended(status) => *status,
+            _ => 1,
+        }
+    }
 }
 
 /// Why a mount ends.
@@ -67,34 +86,29 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if device::is_mount_of(&point, &fs_type) {
         return Err(Error::Twice(shown));
     }
-    let address = config
-        .address
-        .clone()
-        .absolute()
-        .map_err(system("working directory"))?;
     let log_file = match &config.log_file {
         Some(path) => Some(std::path::absolute(path).map_err(system("working directory"))?),
         None => None,
     };
-    let readiness = if config.foreground {
-        None
-    } else {
+    let in_background = !config.foreground && !matches!(config.machine, Wanted::Command(_));
+    let readiness = if in_background {
         Some(process::daemonize().map_err(system("cannot go to the background"))?)
+    } else {
+        None
     };
-    let guard_log = (!config.foreground, log_file.clone());
+    let guard_log = log_file.clone();
     let mut guard =
-        process::start_guard(move || direct_log(guard_log.0, guard_log.1.as_deref()).unwrap_or_default())
+        process::start_guard(move || direct_log(in_background, guard_log.as_deref()).unwrap_or_default())
             .map_err(system("cannot start a process"))?;
 
-    let (notices, heard) = sync_channel(NOTICES);
-    let settings = settings(&config, &point);
-    let tree = connect(address, &config, notices, settings)?;
     let (ends, ended) = channel();
     watch_signals(ends.clone()).map_err(system("cannot handle signals"))?;
-    let mounted =
-        serve(&tree, &point, &config, &ends).map_err(|source| Error::Mount { point: shown, source })?;
-    let watched = guard.watch(&mounted);
-    if let Err(e) = watched {
+    let (notices, heard) = sync_channel(NOTICES);
+    let (tree, machine) = connect(&config, notices, settings(&config, &point))?;
+    let mounted = serve(&tree, &point, &config, &ends)
+        .map_err(|source| Error::Mount { point: shown, source })
+        .inspect_err(|_| machine.iter().for_each(Machine::kill))?;
+    if let Err(e) = guard.watch(&mounted) {
         warn!("the process that unmounts after a crash is gone: {e}");
     }
     let reconnect = config.mount.reconnect;
@@ -104,7 +118,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
     })
     .map_err(system("cannot start a thread"))?;
 
-    let done = direct_log(!config.foreground, log_file.as_deref())
+    let done = direct_log(in_background, log_file.as_deref())
         .and_then(|()| match readiness {
             Some(readiness) => readiness.ready().map_err(system("/dev/null")),
             None => Ok(()),
@@ -112,15 +126,18 @@ pub fn run(config: Config) -> Result<u8, Error> {
         .and_then(|()| std::env::set_current_dir("/").map_err(system("/")));
     if let Err(e) = done {
         let _ = mounted.unmount();
+        machine.iter().for_each(Machine::kill);
         return Err(e);
     }
-    let greeting = tree.qom().monitor().greeting();
+    process::notify_service_manager();
+    let monitor = tree.qom().monitor();
     info!(
-        "{} is mounted on {}: {greeting}",
+        "{} is mounted on {}: {}",
         printable(&config.source),
-        point.display()
+        point.display(),
+        monitor.greeting()
     );
-    let status = wait_for_end(&ended, &mounted, &config.source);
+    let status = wait_for_end(&ended, &mounted, &config.source, machine.as_ref(), monitor);
     guard.dismiss();
     Ok(status)
 }
@@ -151,14 +168,31 @@ fn settings(config: &Config, point: &Path) -> Settings {
     }
 }
 
+/// Connects to the machine that is wanted, starting it if need be.
 fn connect(
-    address: Address,
     config: &Config,
     notices: SyncSender<Notice>,
     settings: Settings,
-) -> Result<Arc<Tree>, Error> {
-    let monitor = Monitor::connect(address, config.mount.timeout, config.mount.reconnect, notices)?;
-    Ok(Arc::new(Tree::new(Qom::new(monitor), settings)))
+) -> Result<(Arc<Tree>, Option<Machine>), Error> {
+    let (address, machine) = match &config.machine {
+        Wanted::At(address) => {
+            let absolute = address.clone().absolute();
+            let what = "working directory";
+            (absolute.map_err(|source| Error::System { what, source })?, None)
+        }
+        Wanted::Command(command) => {
+            let (machine, monitor) = machine::start(command)?;
+            (Address::Fd(monitor), Some(machine))
+        }
+    };
+    match Monitor::connect(address, config.mount.timeout, config.mount.reconnect, notices) {
+        Ok(monitor) => Ok((Arc::new(Tree::new(Qom::new(monitor), settings)), machine)),
+        Err(e) => {
+            let ended = machine.as_ref().and_then(Machine::wait_a_moment);
+            machine.iter().for_each(Machine::kill);
+            Err(ended.map_or(Error::Connect(e), Error::Ended))
+        }
+    }
 }
 
 /// Mounts and starts to answer the kernel.
@@ -261,12 +295,21 @@ fn deleted_device(event: &Event) -> Option<QomPath> {
     QomPath::parse(event.data.get("path")?.as_str()?)
 }
 
-/// Waits for the first reason to end, unmounts, and says what the exit status is.
-fn wait_for_end(ended: &Receiver<End>, mounted: &Mounted, source: &str) -> u8 {
+/// Waits for the first reason to end, unmounts, and says what the exit status is: that of the
+/// machine if we started it.
+fn wait_for_end(
+    ended: &Receiver<End>,
+    mounted: &Mounted,
+    source: &str,
+    machine: Option<&Machine>,
+    monitor: &Monitor,
+) -> u8 {
     let source = printable(source);
+    let mut machine_status = None;
     let status = match ended.recv() {
         Ok(End::Signal(signal)) => {
             info!("signal {signal}: unmounting {source}");
+            machine_status = machine.map(|machine| machine.end(monitor));
             0
         }
         Ok(End::Unmounted(Ok(()))) => {
@@ -287,11 +330,27 @@ fn wait_for_end(ended: &Receiver<End>, mounted: &Mounted, source: &str) -> u8 {
         }
         Err(_) => 1,
     };
-    if let Err(e) = mounted.unmount() {
+    let unmounted = mounted.unmount();
+    if let Err(e) = &unmounted {
         error!("cannot unmount {}: {e}", mounted.point.display());
-        return 1;
     }
-    status
+    match machine {
+        Some(machine) => machine_status.unwrap_or_else(|| outlive(machine, ended, monitor)),
+        None if unmounted.is_err() => 1,
+        None => status,
+    }
+}
+
+/// Waits for a machine that is no longer mounted; a signal still ends it.
+fn outlive(machine: &Machine, ended: &Receiver<End>, monitor: &Monitor) -> u8 {
+    loop {
+        if let Some(status) = machine.wait_for(Duration::from_millis(100)) {
+            return status;
+        }
+        if let Ok(End::Signal(_)) = ended.try_recv() {
+            return machine.end(monitor);
+        }
+    }
 }
 
 /// Tells the kernel what it should no longer believe.

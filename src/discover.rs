@@ -1,0 +1,280 @@
+//! The QEMUs of this host and their monitors, from `/proc/*/cmdline`.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use crate::qmp::printable;
+
+/// Programs that carry a QEMU's command line without being one.
+const STARTERS: [&str; 9] = [
+    "qom-fuse",
+    "sudo",
+    "su",
+    "doas",
+    "env",
+    "runuser",
+    "setpriv",
+    "systemd-run",
+    "timeout",
+];
+
+/// A QEMU process that this user may see.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Machine {
+    pub pid: u32,
+    /// From `-name`.
+    pub name: Option<String>,
+    pub monitors: Vec<MonitorAt>,
+}
+
+/// A QMP monitor as a command line tells of it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum MonitorAt {
+    /// What qom-fuse takes as SOCKET.
+    Address(String),
+    /// A descriptor that whoever started QEMU holds, as libvirt does.
+    Held,
+}
+
+/// Every QEMU with a QMP monitor that this user may see, by process id.
+pub fn machines() -> Vec<Machine> {
+    let mut found: Vec<Machine> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            let directory = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            machine(pid, &line, &directory)
+        })
+        .collect();
+    found.sort_by_key(|machine| machine.pid);
+    found
+}
+
+/// Reads a command line: words, each ended by a NUL.
+fn machine(pid: u32, line: &[u8], directory: &Path) -> Option<Machine> {
+    let words: Vec<String> = line
+        .split(|b| *b == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    let program = Path::new(words.first()?).file_name()?;
+    if STARTERS.iter().any(|starter| program == *starter) {
+        return None;
+    }
+    let values = |option: &'static str| {
+        words.windows(2).filter_map(move |pair| {
+            let given = pair[0].strip_prefix("--").or_else(|| pair[0].strip_prefix('-'))?;
+            (given == option).then(|| pair[1].clone())
+        })
+    };
+    let sockets: Vec<Options> = values("chardev")
+        .filter_map(|text| Options::socket(&text))
+        .collect();
+    let by_id = |id: &str| sockets.iter().find(|s| s.get("id") == Some(id));
+    let mut monitors: Vec<MonitorAt> = values("qmp")
+        .chain(values("qmp-pretty"))
+        .filter_map(|text| match text.strip_prefix("chardev:") {
+            Some(id) => Some(by_id(id)?.at(directory)),
+            None => given_to_qmp(&text, directory),
+        })
+        .collect();
+    monitors.extend(values("mon").filter_map(|text| {
+        let mon = Options::new(&text);
+        let id = mon.get("chardev").unwrap_or(&mon.first);
+        let is_qmp = mon.get("mode") == Some("control");
+        is_qmp.then(|| by_id(id).map(|socket| socket.at(directory)))?
+    }));
+    let name = values("name").next().map(|text| {
+        let options = Options::new(&text);
+        options.get("guest").unwrap_or(&options.first).to_owned()
+    });
+    (!monitors.is_empty()).then_some(Machine { pid, name, monitors })
+}
+
+fn given_to_qmp(text: &str, directory: &Path) -> Option<MonitorAt> {
+    let options = Options::new(text);
+    if !options.is_on("server") {
+        return None;
+    }
+    if let Some(path) = options.first.strip_prefix("unix:") {
+        return Some(MonitorAt::Address(absolute(path, directory)));
+    }
+    let host_port = options.first.strip_prefix("tcp:")?;
+    Some(MonitorAt::Address(format!("tcp:{host_port}")))
+}
+
+fn absolute(path: &str, directory: &Path) -> String {
+    directory.join(path).to_string_lossy().into_owned()
+}
+
+/// QEMU's `first,name=value,flag`, with `,,` for a comma.
+struct Options {
+    first: String,
+    pairs: Vec<(String, String)>,
+}
+
+impl Options {
+    fn new(text: &str) -> Options {
+        let marked = text.replace(",,", "\0");
+        let mut first = String::new();
+        let mut pairs = Vec::new();
+        for (i, part) in marked.split(',').enumerate() {
+            let part = part.replace('\0', ",");
+            match part.split_once('=') {
+                Some((name, value)) => pairs.push((name.to_owned(), value.to_owned())),
+                None if i == 0 => first = part,
+                None => pairs.push((part, "on".to_owned())),
+            }
+        }
+        Options { first, pairs }
+    }
+
+    /// A `-chardev` if it is a socket on which QEMU listens, or one that it got open.
+    fn socket(text: &str) -> Option<Options> {
+        let options = Options::new(text);
+        let backend = options.get("backend").unwrap_or(&options.first);
+        let usable = options.is_on("server") || options.get("fd").is_some();
+        (backend == "socket" && usable).then_some(options)
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        let found = self.pairs.iter().find(|(n, _)| n == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn is_on(&self, name: &str) -> bool {
+        matches!(self.get(name), Some("on" | "yes" | "true"))
+    }
+
+    fn at(&self, directory: &Path) -> MonitorAt {
+        match (
+            self.get("path"),
+            self.get("host").unwrap_or_default(),
+            self.get("port"),
+        ) {
+            (Some(path), ..) => MonitorAt::Address(absolute(path, directory)),
+            (None, host, Some(port)) if host.contains(':') => {
+                MonitorAt::Address(format!("tcp:[{host}]:{port}"))
+            }
+            (None, host, Some(port)) => MonitorAt::Address(format!("tcp:{host}:{port}")),
+            _ => MonitorAt::Held,
+        }
+    }
+}
+
+/// The machines as `--list` prints them; never empty.
+pub struct Table<'a>(pub &'a [Machine]);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(
+                "no QEMU with a QMP monitor is in sight (add -qmp unix:PATH,server=on,wait=off to a QEMU, \
+                 or let qom-fuse start it: qom-fuse MOUNTPOINT -- QEMU-COMMAND)",
+            );
+        }
+        write!(f, "{:>8}  {:<20}  SOCKET", "PID", "NAME")?;
+        for machine in self.0 {
+            for monitor in &machine.monitors {
+                let name = printable(machine.name.as_deref().unwrap_or("-"));
+                write!(f, "\n{:>8}  {name:<20}  ", machine.pid)?;
+                match monitor {
+                    MonitorAt::Address(address) => f.write_str(&printable(address))?,
+                    MonitorAt::Held => write!(
+                        f,
+                        "(held by what started it; under libvirt: virt-qemu-qmp-proxy {name} SOCKET)"
+                    )?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(line: &str) -> Option<(Option<String>, Vec<MonitorAt>)> {
+        let line = line.replace(' ', "\0");
+        machine(1, line.as_bytes(), Path::new("/run")).map(|m| (m.name, m.monitors))
+    }
+
+    fn at(addresses: &[&str]) -> Vec<MonitorAt> {
+        addresses
+            .iter()
+            .map(|a| MonitorAt::Address((*a).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn command_lines() {
+        for (line, name, monitors) in [
+            (
+                "qemu -M q35 -qmp unix:/tmp/s,server=on,wait=off",
+                None,
+                at(&["/tmp/s"]),
+            ),
+            (
+                "qemu -qmp unix:s,server,nowait -name vm",
+                Some("vm"),
+                at(&["/run/s"]),
+            ),
+            (
+                "qemu --qmp tcp:localhost:44,server=on",
+                None,
+                at(&["tcp:localhost:44"]),
+            ),
+            (
+                "kvm -id 100 -name guest=web,debug-threads=on \
+                 -chardev socket,id=qmp,path=/var/run/qemu-server/100.qmp,server=on,wait=off \
+                 -mon chardev=qmp,mode=control \
+                 -chardev socket,id=qmp-event,path=/var/run/qmeventd.sock,reconnect=5 \
+                 -mon chardev=qmp-event,mode=control",
+                Some("web"),
+                at(&["/var/run/qemu-server/100.qmp"]),
+            ),
+            (
+                "qemu -name guest=lv -chardev socket,id=charmonitor,fd=24,server=on,wait=off \
+                 -mon chardev=charmonitor,id=monitor,mode=control",
+                Some("lv"),
+                vec![MonitorAt::Held],
+            ),
+            (
+                "qemu -chardev socket,id=m,host=::1,port=7,server=on -qmp chardev:m",
+                None,
+                at(&["tcp:[::1]:7"]),
+            ),
+        ] {
+            assert_eq!(found(line), Some((name.map(str::to_owned), monitors)), "{line}");
+        }
+        for line in [
+            "qemu -M q35",
+            "qemu -monitor unix:/tmp/s,server=on",
+            "qemu -chardev socket,id=m,path=/s,server=on -mon chardev=m",
+            "qom-fuse mnt -- qemu -qmp unix:/tmp/s,server=on",
+            "sudo qemu -qmp unix:/tmp/s,server=on",
+            "qemu -qmp unix:/tmp/s",
+            "qemu -qmp",
+            "",
+        ] {
+            assert_eq!(found(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn table() {
+        assert!(Table(&[]).to_string().contains("-qmp unix:"));
+        let machine = Machine {
+            pid: 7,
+            name: Some("a\n".into()),
+            monitors: at(&["/s"]),
+        };
+        let text = Table(&[machine]).to_string();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.ends_with("/s"));
+    }
+}
