@@ -96,7 +96,8 @@ fn file_attr(a: &Attributes) -> FileAttr {
         uid: a.uid,
         gid: a.gid,
         rdev: 0,
-        blksize: PAGE,
+        // The size of buffer that programs like to write: a value must come in one write.
+        blksize: 32 * PAGE,
         flags: 0,
     }
 }
@@ -332,7 +333,7 @@ impl Filesystem for Fuse {
         _: &Request,
         _: INodeNo,
         handle: FileHandle,
-        _: u64,
+        offset: u64,
         data: &[u8],
         _: WriteFlags,
         _: OpenFlags,
@@ -340,7 +341,7 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let data = data.to_vec();
-        self.wait(move |tree| match tree.write_file(handle.0, &data) {
+        self.wait(move |tree| match tree.write_file(handle.0, offset, &data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(&e)),
         });

@@ -3,6 +3,7 @@
 //! Done here and not by fuser, whose unmount takes away whatever is mounted at the path, be it
 //! ours or not, and whose mount(2) does not show the type `fuse.qom-fuse`.
 
+use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -35,16 +36,21 @@ pub struct Options {
     pub no_atime: bool,
 }
 
-/// A mount of ours, by the number that the kernel gave it.
+/// A mount of ours. The kernel gives the plain id and the device number of a mount that is gone
+/// to the next one at once, so both together are still no proof; the unique id (Linux 6.8) is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
     pub id: u64,
+    pub unique: Option<u64>,
+    /// Major and minor of the filesystem.
+    pub device: String,
     pub point: PathBuf,
 }
 
 /// A line of /proc/self/mountinfo.
 struct Line {
     id: u64,
+    device: String,
     point: PathBuf,
     fs_type: String,
 }
@@ -64,6 +70,8 @@ pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> 
         .ok_or_else(|| io::Error::other("mounted, but it is not in /proc/self/mountinfo"))?;
     let mounted = Mounted {
         id: line.id,
+        unique: unique_id(&line.point),
+        device: line.device,
         point: line.point,
     };
     Ok((device, mounted))
@@ -218,12 +226,15 @@ impl Mounted {
     /// Why it is still there.
     pub fn unmount(&self) -> io::Result<()> {
         let lines = mount_lines()?;
-        let Some(ours) = lines.iter().find(|line| line.id == self.id) else {
+        let Some(ours) = lines.iter().find(|line| self.is(line)) else {
             return Ok(());
         };
         let top = lines.iter().rfind(|line| line.point == ours.point);
         if top.is_some_and(|line| line.id != self.id) {
             return Err(io::Error::other("another filesystem is mounted over it"));
+        }
+        if self.unique.is_some() && self.unique != unique_id(&ours.point) {
+            return Ok(());
         }
         match nix::mount::umount2(&ours.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => Ok(()),
@@ -245,8 +256,33 @@ impl Mounted {
     }
 
     fn is_there(&self) -> bool {
-        mount_lines().is_ok_and(|lines| lines.iter().any(|line| line.id == self.id))
+        mount_lines().is_ok_and(|lines| lines.iter().any(|line| self.is(line)))
     }
+
+    fn is(&self, line: &Line) -> bool {
+        line.id == self.id && line.device == self.device && line.fs_type.starts_with("fuse")
+    }
+}
+
+/// The id of the mount at a path that no other mount ever has; `None` before Linux 6.8.
+fn unique_id(point: &Path) -> Option<u64> {
+    const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+    let path = CString::new(point.as_os_str().as_bytes()).ok()?;
+    // SAFETY: all zero is a valid statx, which the call fills; the path ends with a NUL. What
+    // the kernel has cached will do: the filesystem itself is not asked.
+    let (result, found) = unsafe {
+        let mut found: libc::statx = std::mem::zeroed();
+        let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC | libc::AT_SYMLINK_NOFOLLOW;
+        let result = libc::statx(
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            STATX_MNT_ID_UNIQUE,
+            &mut found,
+        );
+        (result, found)
+    };
+    (result == 0 && found.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(found.stx_mnt_id)
 }
 
 fn mount_lines() -> io::Result<Vec<Line>> {
@@ -258,11 +294,13 @@ fn mount_lines() -> io::Result<Vec<Line>> {
 fn parse_line(line: &[u8]) -> Option<Line> {
     let mut fields = line.split(|b| *b == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let point = unescape(fields.nth(3)?);
+    let device = String::from_utf8_lossy(fields.nth(1)?).into_owned();
+    let point = unescape(fields.nth(1)?);
     let mut rest = fields.skip_while(|field| *field != b"-");
     let fs_type = String::from_utf8_lossy(rest.nth(1)?).into_owned();
     Some(Line {
         id,
+        device,
         point: PathBuf::from(std::ffi::OsString::from_vec(point)),
         fs_type,
     })
@@ -321,7 +359,10 @@ mod tests {
     fn mountinfo() {
         let line = parse_line(br"36 35 0:98 / /mnt/a\040b\134c rw,nosuid shared:1 - fuse.qom-fuse /tmp/x rw")
             .unwrap();
-        assert_eq!((line.id, line.fs_type.as_str()), (36, "fuse.qom-fuse"));
+        assert_eq!(
+            (line.id, line.fs_type.as_str(), line.device.as_str()),
+            (36, "fuse.qom-fuse", "0:98")
+        );
         assert_eq!(line.point, Path::new(r"/mnt/a b\c"));
         assert!(parse_line(b"").is_none());
         assert!(

@@ -306,34 +306,50 @@ fn wait_for_end(
 ) -> u8 {
     let source = printable(source);
     let mut machine_status = None;
-    let status = match ended.recv() {
+    let mut unmounted = Ok(());
+    let mut unmount = || {
+        unmounted = mounted.unmount();
+        if let Err(e) = &unmounted {
+            error!("cannot unmount {}: {e}", mounted.point.display());
+        }
+    };
+    let end = match ended.recv() {
+        // Both may have happened: then the kernel's word decides.
+        Ok(other) => ended
+            .try_iter()
+            .find(|end| matches!(end, End::Unmounted(Ok(()))))
+            .map_or(Ok(other), Ok),
+        closed => closed,
+    };
+    let status = match end {
         Ok(End::Signal(signal)) => {
             info!("signal {signal}: unmounting {source}");
             machine_status = machine.map(|machine| machine.end(monitor));
+            unmount();
             0
         }
         Ok(End::Unmounted(Ok(()))) => {
+            // By somebody else: there is nothing left to take away.
             info!("{source} was unmounted");
             0
         }
         Ok(End::Unmounted(Err(e))) => {
             error!("the connection to the kernel failed: {e}");
+            unmount();
             1
         }
         Ok(End::Lost(why)) if why.is_orderly() => {
             warn!("{why}; unmounting {source}");
+            unmount();
             0
         }
         Ok(End::Lost(why)) => {
             error!("{why}; unmounting {source}");
+            unmount();
             1
         }
         Err(_) => 1,
     };
-    let unmounted = mounted.unmount();
-    if let Err(e) = &unmounted {
-        error!("cannot unmount {}: {e}", mounted.point.display());
-    }
     match machine {
         Some(machine) => machine_status.unwrap_or_else(|| outlive(machine, ended, monitor)),
         None if unmounted.is_err() => 1,

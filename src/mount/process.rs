@@ -128,7 +128,8 @@ impl Guard {
     /// # Errors
     /// When the guard is gone.
     pub fn watch(&mut self, mounted: &Mounted) -> io::Result<()> {
-        let mut message = format!("{} ", mounted.id).into_bytes();
+        let unique = mounted.unique.unwrap_or_default();
+        let mut message = format!("{} {unique} {} ", mounted.id, mounted.device).into_bytes();
         message.extend(mounted.point.as_os_str().as_bytes());
         message.push(0);
         self.pipe.write_all(&message)
@@ -179,9 +180,40 @@ fn stand_guard(mut pipe: File, on_start: impl FnOnce()) {
     }
 }
 
+/// Reads what [`Guard::watch`] wrote.
 fn parse_watch(message: &[u8]) -> Option<Mounted> {
-    let space = message.iter().position(|b| *b == b' ')?;
-    let id = std::str::from_utf8(&message[..space]).ok()?.parse().ok()?;
-    let point = PathBuf::from(std::ffi::OsString::from_vec(message[space + 1..].to_vec()));
-    Some(Mounted { id, point })
+    let mut fields = message.splitn(4, |b| *b == b' ');
+    let mut word = || std::str::from_utf8(fields.next()?).ok();
+    let (id, unique, device) = (word()?.parse().ok()?, word()?.parse().ok()?, word()?.to_owned());
+    let point = fields.next()?.to_vec();
+    Some(Mounted {
+        id,
+        unique: (unique != 0).then_some(unique),
+        device,
+        point: PathBuf::from(std::ffi::OsString::from_vec(point)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guard_is_told() {
+        let (read, write) = pipe_cloexec().unwrap();
+        let mounted = Mounted {
+            id: 7,
+            unique: Some(1 << 40),
+            device: "0:98".into(),
+            point: "/mnt/a b".into(),
+        };
+        let mut guard = Guard { pipe: write.into() };
+        guard.watch(&mounted).unwrap();
+        guard.dismiss();
+        let mut message = Vec::new();
+        File::from(read).read_to_end(&mut message).unwrap();
+        assert_eq!(message.pop(), Some(0));
+        assert_eq!(parse_watch(message.strip_suffix(b"\0").unwrap()), Some(mounted));
+        assert_eq!(parse_watch(b""), None);
+    }
 }

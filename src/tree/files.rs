@@ -30,7 +30,13 @@ struct Pinned {
     text: Option<Arc<Text>>,
     /// Something was read: offset 0 means "again", as in sysfs.
     begun: bool,
+    /// Where the last write ended, if it looks like the first part of a longer one.
+    cut_at: Option<u64>,
 }
+
+/// Buffers are cut at multiples of this: a write of so many bytes without a newline at its end,
+/// followed by another right behind it, was one value for its writer.
+const BUFFER: usize = 4096;
 
 /// A value as a file shows it, counted in what open files hold.
 struct Text {
@@ -106,7 +112,10 @@ impl Tree {
         };
         Ok(self.files.open(File {
             ino,
-            pinned: Mutex::new(Pinned { text, begun: false }),
+            pinned: Mutex::new(Pinned {
+                text,
+                ..Pinned::default()
+            }),
         }))
     }
 
@@ -190,9 +199,9 @@ impl Tree {
     /// Sets an open property to what was written, less one newline at its end.
     ///
     /// # Errors
-    /// EFBIG for what may be a part of a longer write, EINVAL for what is not UTF-8 and so
+    /// EFBIG for what is or may be a part of a longer write, EINVAL for what is not UTF-8 and so
     /// cannot be a value, or QEMU's verdict.
-    pub fn write_file(&self, handle: u64, data: &[u8]) -> Result<()> {
+    pub fn write_file(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
         let file = self.files.get(handle).ok_or(libc::EBADF)?;
         let (parent, path, entry) = self.property(file.ino)?;
         let refused = |errno, why: &str| {
@@ -203,6 +212,14 @@ impl Tree {
         if data.len() > most {
             let why = format!("a value must come in one write of at most {most} bytes");
             return refused(libc::EFBIG, &why);
+        }
+        let looks_cut = data.len().is_multiple_of(BUFFER) && !data.ends_with(b"\n");
+        let end = offset.saturating_add(data.len() as u64);
+        let before = std::mem::replace(&mut file.pinned.lock().cut_at, looks_cut.then_some(end));
+        if before == Some(offset) {
+            let why = "the writer cut the value; only its first part was set, and needs to be set again \
+                       in one write (dd bs=1M, or a program that does not buffer)";
+            return refused(libc::EFBIG, why);
         }
         let Ok(text) = std::str::from_utf8(data) else {
             return refused(libc::EINVAL, "the value is not UTF-8; nothing was sent");
