@@ -90,7 +90,8 @@ pub fn run(config: Config) -> Result<u8, Error> {
         Some(path) => Some(std::path::absolute(path).map_err(system("working directory"))?),
         None => None,
     };
-    let in_background = !config.foreground && !matches!(config.machine, Wanted::Command(_));
+    let owns_machine = matches!(config.machine, Wanted::Command(_));
+    let in_background = !config.foreground && !owns_machine;
     let readiness = if in_background {
         Some(process::daemonize().map_err(system("cannot go to the background"))?)
     } else {
@@ -102,9 +103,16 @@ pub fn run(config: Config) -> Result<u8, Error> {
             .map_err(system("cannot start a process"))?;
 
     let (ends, ended) = channel();
-    watch_signals(ends.clone()).map_err(system("cannot handle signals"))?;
     let (notices, heard) = sync_channel(NOTICES);
+    let watch = || watch_signals(ends.clone()).map_err(system("cannot handle signals"));
+    // A signal while we connect simply ends us, unless there is a QEMU that must end with us.
+    if owns_machine {
+        watch()?;
+    }
     let (tree, machine) = connect(&config, notices, settings(&config, &point))?;
+    if !owns_machine {
+        watch()?;
+    }
     let mounted = serve(&tree, &point, &config, &ends)
         .map_err(|source| Error::Mount { point: shown, source })
         .inspect_err(|_| machine.iter().for_each(Machine::kill))?;
@@ -120,7 +128,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
 
     let done = direct_log(in_background, log_file.as_deref())
         .and_then(|()| match readiness {
-            Some(readiness) => readiness.ready().map_err(system("/dev/null")),
+            Some(readiness) => readiness.ready().map_err(system("cannot let go of the terminal")),
             None => Ok(()),
         })
         .and_then(|()| std::env::set_current_dir("/").map_err(system("/")));

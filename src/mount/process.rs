@@ -32,7 +32,6 @@ pub fn daemonize() -> io::Result<Readiness> {
     match unsafe { fork() }? {
         ForkResult::Child => {
             drop(read);
-            setsid()?;
             Ok(Readiness { pipe: write.into() })
         }
         ForkResult::Parent { child } => {
@@ -51,15 +50,15 @@ pub fn daemonize() -> io::Result<Readiness> {
 }
 
 impl Readiness {
-    /// Lets go of the terminal, and lets the shell go on.
+    /// Lets go of the terminal, and lets the shell go on. Only now: until then, what
+    /// interrupts the command is to interrupt this process too.
     ///
     /// # Errors
-    /// When /dev/null cannot be opened.
+    /// When nobody waits any more, or /dev/null cannot be opened.
     pub fn ready(mut self) -> io::Result<()> {
+        setsid()?;
         release_stdio()?;
-        // Nobody may be waiting any more, which is no reason to stop.
-        let _ = self.pipe.write_all(&[1]);
-        Ok(())
+        self.pipe.write_all(&[1])
     }
 }
 
@@ -161,6 +160,7 @@ fn stand_guard(mut pipe: File, on_start: impl FnOnce()) {
             libc::signal(signal, libc::SIG_IGN);
         }
     }
+    let _ = setsid();
     let _ = std::env::set_current_dir("/");
     let _ = release_stdio();
     let mut message = Vec::new();
