@@ -6,7 +6,9 @@
 
 #![allow(dead_code, unused_imports)] // each test binary uses a part
 
+pub mod bulk;
 pub mod child;
+pub mod held;
 pub mod mount;
 pub mod mountinfo;
 pub mod proc;
@@ -15,10 +17,12 @@ pub mod relay;
 pub mod script;
 pub mod server;
 pub mod sh;
+pub mod shown;
 pub mod tree;
 pub mod truth;
 
 pub use child::{read_file, write_file};
+pub use held::Held;
 pub use mount::Mount;
 pub use proc::wait_until;
 pub use qemu::{Qemu, Which};
