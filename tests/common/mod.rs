@@ -6,7 +6,9 @@
 
 #![allow(dead_code, unused_imports)] // each test binary uses a part
 
+pub mod bulk;
 pub mod child;
+pub mod held;
 pub mod mount;
 pub mod mountinfo;
 pub mod proc;
@@ -14,16 +16,20 @@ pub mod qemu;
 pub mod relay;
 pub mod script;
 pub mod server;
+pub mod session;
 pub mod sh;
+pub mod shown;
 pub mod tree;
 pub mod truth;
 
 pub use child::{read_file, write_file};
+pub use held::Held;
 pub use mount::Mount;
 pub use proc::wait_until;
 pub use qemu::{Qemu, Which};
 pub use relay::Relay;
 pub use script::{Action, Scripted};
+pub use session::Session;
 pub use sh::{Out, sh, sh_deadline, sh_in};
 pub use tree::ScriptedTree;
 pub use truth::{QmpError, Truth};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::child::lstat;
 use super::mountinfo::{MountInfo, mount_at};
-use super::proc::{Running, ended, signal, spawn_tied, wait_until};
+use super::proc::{Running, ended, parent, signal, spawn_tied, wait_until};
 use super::sh::Out;
 
 pub use launch::Launch;
@@ -100,8 +100,34 @@ impl Mount {
             return child.id();
         }
         let pids = self.pids();
-        assert!(pids.len() == 1, "{} is served by {pids:?}", self.point.display());
-        pids[0]
+        let serving: Vec<u32> = pids
+            .iter()
+            .copied()
+            .filter(|pid| !parent(*pid).is_some_and(|parent| pids.contains(&parent)))
+            .collect();
+        assert!(
+            serving.len() == 1,
+            "{} is served by {serving:?} of {pids:?}",
+            self.point.display()
+        );
+        serving[0]
+    }
+
+    /// The process that watches over the one that serves it.
+    #[track_caller]
+    pub fn guard(&self) -> u32 {
+        let serving = self.pid();
+        let guards: Vec<u32> = self
+            .pids()
+            .into_iter()
+            .filter(|pid| parent(*pid) == Some(serving))
+            .collect();
+        assert!(
+            guards.len() == 1,
+            "{} is guarded by {guards:?}",
+            self.point.display()
+        );
+        guards[0]
     }
 
     /// What the command wrote before it went to the background.

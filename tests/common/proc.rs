@@ -87,6 +87,12 @@ pub fn ended(pid: u32) -> Option<ExitStatus> {
     ended.then(|| ExitStatus::from_raw(raw))
 }
 
+/// The parent of a process, if it still runs.
+pub fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+}
+
 /// Sends a signal to a process, or to a process group when `pid` is negative; one that is gone does not matter.
 pub fn signal(pid: i32, signal: i32) {
     assert!(pid != 0 && pid != -1, "would signal more than was started");

@@ -1,5 +1,7 @@
 //! How a mount is started.
 
+use std::os::fd::{AsRawFd, RawFd};
+
 use super::*;
 
 /// How to start a mount: `qom-fuse [args] [socket] MOUNTPOINT [after] [-- command]`.
@@ -11,6 +13,7 @@ pub struct Launch {
     after: Vec<OsString>,
     command: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    inherited: Vec<RawFd>,
     name: OsString,
 }
 
@@ -30,6 +33,7 @@ impl Launch {
             after: Vec::new(),
             command: Vec::new(),
             env: Vec::new(),
+            inherited: Vec::new(),
             name: "mnt".into(),
         }
     }
@@ -63,6 +67,12 @@ impl Launch {
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Launch {
         self.env
             .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Lets the program inherit a descriptor under its number. It must stay open until the program runs.
+    pub fn inherit(mut self, fd: &impl AsRawFd) -> Launch {
+        self.inherited.push(fd.as_raw_fd());
         self
     }
 
@@ -141,6 +151,18 @@ impl Launch {
             .args(&self.after);
         if !self.command.is_empty() {
             command.arg("--").args(&self.command);
+        }
+        let inherited = self.inherited.clone();
+        // SAFETY: fcntl is async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                for fd in &inherited {
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
         }
         command
     }
