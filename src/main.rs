@@ -1,5 +1,6 @@
 //! `qom-fuse`: see the library for what it does.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use qom_fuse::cli::{self, Task, UsageError};
@@ -10,8 +11,8 @@ fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
         Ok(Task::Mount(config)) => *config,
         Ok(Task::List) => {
-            println!("{}", Table(&discover::machines()));
-            return ExitCode::SUCCESS;
+            let written = writeln!(std::io::stdout(), "{}", Table(&discover::machines()));
+            return ExitCode::from(u8::from(written.is_err()));
         }
         Err(UsageError::Clap(e)) => {
             let _ = e.print();

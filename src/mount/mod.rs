@@ -119,10 +119,9 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if let Err(e) = guard.watch(&mounted) {
         warn!("the process that unmounts after a crash is gone: {e}");
     }
-    let reconnect = config.mount.reconnect;
     spawn("notices", {
         let tree = tree.clone();
-        move || attend(&tree, &heard, reconnect, &ends)
+        move || attend(&tree, &heard, &ends)
     })
     .map_err(system("cannot start a thread"))?;
 
@@ -260,7 +259,8 @@ fn watch_signals(ends: Sender<End>) -> io::Result<()> {
 }
 
 /// Handles what the monitor says unasked, until it is lost for good.
-fn attend(tree: &Tree, notices: &Receiver<Notice>, reconnect: bool, ends: &Sender<End>) {
+fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
+    let reconnect = tree.qom().monitor().reconnects();
     let mut machine = reconnect.then(|| Identity::ask(tree.qom()));
     for notice in notices {
         match notice {

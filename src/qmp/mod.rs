@@ -15,4 +15,4 @@ pub use address::{Address, AddressError};
 pub use connection::{Connection, Pending};
 pub use error::{Closed, ConnectError, Error};
 pub use monitor::{Monitor, Notice};
-pub use wire::{Event, Greeting, Message, command, decode, printable, request};
+pub use wire::{Event, Greeting, Message, command, decode, escaped, printable, request};

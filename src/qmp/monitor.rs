@@ -157,6 +157,11 @@ impl Monitor {
         connection.try_send(request)
     }
 
+    /// Whether a lost connection is sought again: wanted, and possible for this address.
+    pub fn reconnects(&self) -> bool {
+        self.inner.reconnect
+    }
+
     /// Gives the monitor up: no further attempt to reconnect.
     pub fn end(&self) {
         self.inner.current.lock().ended = true;

@@ -1,7 +1,6 @@
 //! QMP on the wire: one JSON document per line each way.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -228,21 +227,24 @@ fn excerpt(line: &[u8]) -> String {
     format!("{}{dots}", String::from_utf8_lossy(cut))
 }
 
-/// A peer's text, safe to print: control characters (and what acts like them: line and
-/// paragraph separators, bidirectional overrides) are escaped, and at most 1,000 characters
-/// are kept. For logs and terminals; never for values.
+/// A peer's text, safe to print, at most 1,000 characters of it: for logs and terminals.
 pub fn printable(text: &str) -> String {
     const MOST: usize = 1000;
-    let mut out = String::with_capacity(text.len().min(MOST));
-    for (n, c) in text.chars().enumerate() {
-        if n == MOST {
-            let _ = write!(out, "… ({} bytes in all)", text.len());
-            break;
-        }
+    match text.char_indices().nth(MOST) {
+        Some((cut, _)) => format!("{}… ({} bytes in all)", escaped(&text[..cut]), text.len()),
+        None => escaped(text),
+    }
+}
+
+/// A text without what acts on a terminal: control characters, line and paragraph separators
+/// and bidirectional overrides are written as Rust writes them (`\n`, `\u{1b}`).
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
         let acts = matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}'
             | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if c.is_control() || acts {
-            let _ = write!(out, "{}", c.escape_default());
+            out.extend(c.escape_default());
         } else {
             out.push(c);
         }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::inodes::Ino;
+use crate::qmp::escaped;
 
 /// The longest text kept: what an extended attribute can hold.
 const LONGEST: usize = 64 << 10;
@@ -20,6 +21,8 @@ pub struct LastErrors {
 
 impl LastErrors {
     pub fn set(&mut self, ino: Ino, words: &str) {
+        // People print these to a terminal.
+        let words = escaped(words);
         let mut cut = words.len().min(LONGEST);
         while !words.is_char_boundary(cut) {
             cut -= 1;
