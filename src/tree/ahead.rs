@@ -197,6 +197,19 @@ impl Ahead {
         use_it(snapshot)
     }
 
+    /// Lets go of what can no longer be served.
+    pub fn forget_old(&self) {
+        self.listings
+            .lock()
+            .retain(|_, listed| listed.sent().elapsed() < GIVE_UP);
+        self.values
+            .lock()
+            .retain(|_, value| value.ask.sent().elapsed() < WINDOW);
+        self.snapshots
+            .lock()
+            .retain(|_, snapshot| snapshot.sent.elapsed() < WINDOW);
+    }
+
     /// Nothing holds any more.
     pub fn clear(&self) {
         self.wrote();

@@ -87,6 +87,11 @@ impl Listings {
         cached.purge_at = now + lifetime.max(Duration::from_millis(100));
     }
 
+    /// Lets go of what has expired.
+    pub fn forget_old(&self) {
+        self.purge(&mut self.cached.lock(), Instant::now());
+    }
+
     /// The inode is forgotten, and what it listed with it.
     pub fn forget(&self, ino: Ino) {
         self.cached.lock().by_ino.remove(&ino);

@@ -48,7 +48,12 @@ pub struct Inodes {
     next: Ino,
     /// About what all this takes, in bytes.
     weight: usize,
+    /// The most nodes that there were since memory was given back.
+    peak: usize,
 }
+
+/// Below this many nodes it is not worth while to give memory back.
+const MANY: usize = 4096;
 
 /// The most that inodes may weigh. A hostile tree is endless, and the kernel forgets only when
 /// the whole machine is short of memory. Real trees weigh a tenth of it.
@@ -66,6 +71,7 @@ impl Default for Inodes {
             by_name: HashMap::new(),
             next: ROOT + 1,
             weight: 0,
+            peak: 0,
         }
     }
 }
@@ -97,6 +103,7 @@ impl Inodes {
             parent.children += 1;
         }
         self.weight += weight(&entry);
+        self.peak = self.peak.max(self.nodes.len() + 1);
         self.by_name.insert((parent, entry.file.clone()), ino);
         self.nodes.insert(
             ino,
@@ -208,10 +215,11 @@ impl Inodes {
         }
     }
 
-    /// The kernel gives back `count` of the times that it was given this inode.
-    pub fn forget(&mut self, ino: Ino, count: u64) {
+    /// The kernel gives back `count` of the times that it was given this inode. True when so
+    /// many are forgotten by now that it is worth while to give memory back.
+    pub fn forget(&mut self, ino: Ino, count: u64) -> bool {
         let Some(node) = self.nodes.get_mut(&ino) else {
-            return;
+            return false;
         };
         node.lookups = node.lookups.saturating_sub(count);
         let mut ino = ino;
@@ -229,11 +237,13 @@ impl Inodes {
             }
             ino = parent;
         }
-        // Memory goes back when most of it is unused.
-        if self.nodes.capacity() > 4096 && self.nodes.len() < self.nodes.capacity() / 8 {
+        let few = self.peak > MANY && self.nodes.len() < self.peak / 8;
+        if few {
             self.nodes.shrink_to_fit();
             self.by_name.shrink_to_fit();
+            self.peak = self.nodes.len();
         }
+        few
     }
 
     /// How many inodes the kernel knows, the root included.

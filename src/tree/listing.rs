@@ -40,13 +40,24 @@ impl Known {
             return known.clone();
         }
         if self.entries.len() >= self.purge_at.max(4096) {
-            self.entries.retain(|e| Arc::strong_count(e) > 1);
-            self.entries.shrink_to_fit();
-            self.purge_at = self.entries.len() * 2;
+            self.purge();
         }
         let entry = Arc::new(entry);
         self.entries.insert(entry.clone());
         entry
+    }
+
+    fn purge(&mut self) {
+        self.entries.retain(|e| Arc::strong_count(e) > 1);
+        self.entries.shrink_to_fit();
+        self.purge_at = self.entries.len() * 2;
+    }
+}
+
+impl Entries {
+    /// Lets go of entries that no listing and no inode has.
+    pub fn forget_unused(&self) {
+        self.known.lock().purge();
     }
 }
 

@@ -195,11 +195,28 @@ impl Tree {
     pub fn forget(&self, ino: Ino, count: u64) {
         self.forget_temporary(ino, count);
         let mut inodes = self.inodes.lock();
-        inodes.forget(ino, count);
-        if inodes.get(ino).is_none() {
-            drop(inodes);
+        let few = inodes.forget(ino, count);
+        let gone = inodes.get(ino).is_none();
+        drop(inodes);
+        if gone {
             self.errors.lock().clear(ino);
             self.listings.forget(ino);
+        }
+        if few {
+            self.give_memory_back();
+        }
+    }
+
+    /// Lets go of what only a walk that is over needed.
+    fn give_memory_back(&self) {
+        self.walks.lock().forget_old();
+        self.ahead.forget_old();
+        self.listings.forget_old();
+        self.entries.forget_unused();
+        #[cfg(target_env = "gnu")]
+        // SAFETY: it only returns unused pages of the heap to the system.
+        unsafe {
+            libc::malloc_trim(0);
         }
     }
 

@@ -57,11 +57,16 @@ pub struct Opened {
 }
 
 impl Walks {
+    /// Lets go of walks that are over.
+    pub fn forget_old(&mut self) {
+        self.by_process.retain(|_, walk| walk.last.elapsed() <= WINDOW);
+    }
+
     /// The walk of a process, begun anew after a pause.
     pub fn of(&mut self, process: u32) -> &mut Walk {
         let now = Instant::now();
         if self.by_process.len() >= MOST_WALKS && !self.by_process.contains_key(&process) {
-            self.by_process.retain(|_, walk| now - walk.last <= WINDOW);
+            self.forget_old();
             if self.by_process.len() >= MOST_WALKS {
                 self.by_process.clear();
             }
