@@ -31,7 +31,7 @@ const PAGE: u32 = 4096;
 /// The filesystem as fuser drives it.
 pub struct Fuse {
     tree: Arc<Tree>,
-    pool: Pool,
+    pool: Arc<Pool>,
     /// How long the kernel may keep attributes that it asked for by inode.
     lifetime: Duration,
 }
@@ -41,8 +41,13 @@ impl Fuse {
         Fuse {
             lifetime: tree.settings().entry_timeout,
             tree,
-            pool: Pool::new(THREADS - 1),
+            pool: Arc::new(Pool::new(THREADS - 1)),
         }
+    }
+
+    /// The threads that may be waiting for QEMU.
+    pub fn pool(&self) -> Arc<Pool> {
+        self.pool.clone()
     }
 
     /// Runs what may wait for QEMU.

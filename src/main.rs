@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use qom_fuse::cli::{self, Task, UsageError};
 use qom_fuse::discover::{self, Table};
-use qom_fuse::{logging, mount};
+use qom_fuse::{logging, memory, mount};
 
 fn main() -> ExitCode {
+    memory::use_one_heap();
     let config = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
         Ok(Task::Mount(config)) => *config,
         Ok(Task::List) => {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::error;
 use parking_lot::{Condvar, Mutex};
@@ -55,6 +55,20 @@ impl Pool {
         } else {
             self.busy.fetch_sub(1, Ordering::AcqRel);
             self.queue(Box::new(job));
+        }
+    }
+
+    /// Waits until no job is under way, at most for `limit`.
+    pub fn settle(&self, limit: Duration) {
+        let until = Instant::now() + limit;
+        while Instant::now() < until {
+            let state = self.shared.state.lock();
+            let quiet = state.jobs.is_empty() && state.idle == state.threads;
+            drop(state);
+            if quiet && self.busy.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -138,7 +152,15 @@ mod tests {
         let mut done: Vec<i32> = rx.iter().take(100).collect();
         done.sort_unstable();
         assert_eq!(done, (0..100).collect::<Vec<_>>());
+        let start = Instant::now();
+        pool.settle(Duration::from_millis(20));
+        assert!(
+            start.elapsed() >= Duration::from_millis(20),
+            "one job is still held"
+        );
         gate.wait();
         inline.join().unwrap();
+        pool.settle(Duration::from_secs(60));
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
 }

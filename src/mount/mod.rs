@@ -20,11 +20,15 @@ use signal_hook::iterator::Signals;
 use crate::cli::{Config, Wanted};
 use crate::fuse::{Fuse, THREADS};
 use crate::logging;
+use crate::pool::Pool;
 use crate::qmp::{Address, Closed, ConnectError, Event, Monitor, Notice, printable};
 use crate::qom::{Identity, Path as QomPath, Qom};
 use crate::tree::{Ino, Kernel, Settings, Tree};
 use device::{Mounted, Options};
 use machine::Machine;
+
+/// How long the last requests have to be answered when the mount ends.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
 
 /// Notices from the monitor that may wait to be handled.
 const NOTICES: usize = 1024;
@@ -113,7 +117,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if !owns_machine {
         watch()?;
     }
-    let mounted = serve(&tree, &point, &config, &ends)
+    let (mounted, pool) = serve(&tree, &point, &config, &ends)
         .map_err(|source| Error::Mount { point: shown, source })
         .inspect_err(|_| machine.iter().for_each(Machine::kill))?;
     if let Err(e) = guard.watch(&mounted) {
@@ -145,6 +149,9 @@ pub fn run(config: Config) -> Result<u8, Error> {
         monitor.greeting()
     );
     let status = wait_for_end(&ended, &mounted, &config.source, machine.as_ref(), monitor);
+    // Who waits for QEMU's answer is to get it, or the error that there is instead.
+    monitor.hang_up();
+    pool.settle(LAST_REPLIES);
     guard.dismiss();
     Ok(status)
 }
@@ -203,7 +210,12 @@ fn connect(
 }
 
 /// Mounts and starts to answer the kernel.
-fn serve(tree: &Arc<Tree>, point: &Path, config: &Config, ends: &Sender<End>) -> io::Result<Mounted> {
+fn serve(
+    tree: &Arc<Tree>,
+    point: &Path,
+    config: &Config,
+    ends: &Sender<End>,
+) -> io::Result<(Mounted, Arc<Pool>)> {
     let mount = &config.mount;
     let options = Options {
         source: mount.fsname.clone().unwrap_or_else(|| config.source.clone()),
@@ -224,7 +236,7 @@ fn serve(tree: &Arc<Tree>, point: &Path, config: &Config, ends: &Sender<End>) ->
     if started.is_err() {
         let _ = mounted.unmount();
     }
-    started.map(|()| mounted)
+    started.map(|pool| (mounted, pool))
 }
 
 fn start_session(
@@ -232,17 +244,20 @@ fn start_session(
     device: std::os::fd::OwnedFd,
     acl: SessionACL,
     ends: &Sender<End>,
-) -> io::Result<()> {
+) -> io::Result<Arc<Pool>> {
     let mut fuser_config = fuser::Config::default();
     fuser_config.acl = acl;
     fuser_config.n_threads = Some(THREADS);
-    let session = Session::from_fd(Fuse::new(tree.clone()), device, acl, fuser_config)?;
+    let fuse = Fuse::new(tree.clone());
+    let pool = fuse.pool();
+    let session = Session::from_fd(fuse, device, acl, fuser_config)?;
     let kernel = KernelCaches::new(session.notifier())?;
     tree.set_kernel(Box::new(kernel));
     let ends = ends.clone();
     spawn("fuse", move || {
         let _ = ends.send(End::Unmounted(session.run()));
-    })
+    })?;
+    Ok(pool)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {

@@ -150,6 +150,11 @@ impl Connection {
         self.shared.state.lock().closed.clone()
     }
 
+    /// Ends the connection; whoever waits for a reply gets [`Error::Closed`].
+    pub fn hang_up(&self) {
+        self.shared.close(Closed::Ours);
+    }
+
     /// Sends a request and does not wait for its reply.
     ///
     /// # Errors
@@ -168,12 +173,7 @@ impl Connection {
 impl Drop for Connection {
     /// Ends the reader thread too.
     fn drop(&mut self) {
-        self.shared
-            .state
-            .lock()
-            .closed
-            .get_or_insert_with(|| Arc::new(Closed::Ours));
-        let _ = self.shared.socket.shutdown(Shutdown::Both);
+        self.hang_up();
     }
 }
 

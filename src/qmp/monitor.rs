@@ -88,7 +88,7 @@ impl Listener for Bell {
 
 impl Monitor {
     /// Connects. `timeout` bounds this and every request. `notices` gets what happens unasked;
-    /// with `reconnect`, a lost connection is sought again until [`Monitor::end`].
+    /// with `reconnect`, a lost connection is sought again until [`Monitor::hang_up`].
     ///
     /// # Errors
     /// [`ConnectError`]
@@ -162,9 +162,13 @@ impl Monitor {
         self.inner.reconnect
     }
 
-    /// Gives the monitor up: no further attempt to reconnect.
-    pub fn end(&self) {
-        self.inner.current.lock().ended = true;
+    /// Gives the monitor up: whoever waits for a reply gets [`Error::Closed`], and there is no
+    /// further attempt to reconnect.
+    pub fn hang_up(&self) {
+        let mut current = self.inner.current.lock();
+        current.ended = true;
+        current.connection.hang_up();
+        drop(current);
         self.inner.changed.notify_all();
     }
 
@@ -189,7 +193,7 @@ impl Monitor {
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.end();
+        self.hang_up();
     }
 }
 

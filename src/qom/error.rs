@@ -35,6 +35,8 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match &self.source {
             qmp::Error::Timeout(_) | qmp::Error::Stalled => Reason::Timeout,
+            // The reply that was waited for may be the very line that is no QMP.
+            qmp::Error::Closed(why) if !why.is_orderly() => Reason::Undecodable,
             qmp::Error::Closed(_) => Reason::Disconnected,
             qmp::Error::Undecodable(_) => Reason::Undecodable,
             qmp::Error::Refused { class, desc } => match class.as_str() {

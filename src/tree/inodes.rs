@@ -52,7 +52,7 @@ pub struct Inodes {
     peak: usize,
 }
 
-/// Below this many nodes it is not worth while to give memory back.
+/// Below this many nodes it is not worth while to give memory back before all are forgotten.
 const MANY: usize = 4096;
 
 /// The most that inodes may weigh. A hostile tree is endless, and the kernel forgets only when
@@ -237,7 +237,8 @@ impl Inodes {
             }
             ino = parent;
         }
-        let few = self.peak > MANY && self.nodes.len() < self.peak / 8;
+        let none = self.nodes.is_empty() && self.peak > 0;
+        let few = none || (self.peak > MANY && self.nodes.len() < self.peak / 8);
         if few {
             self.nodes.shrink_to_fit();
             self.by_name.shrink_to_fit();

@@ -213,11 +213,7 @@ impl Tree {
         self.ahead.forget_old();
         self.listings.forget_old();
         self.entries.forget_unused();
-        #[cfg(target_env = "gnu")]
-        // SAFETY: it only returns unused pages of the heap to the system.
-        unsafe {
-            libc::malloc_trim(0);
-        }
+        crate::memory::give_back();
     }
 
     /// The object that a directory shows.
