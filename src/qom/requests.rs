@@ -21,6 +21,16 @@ pub struct Request<T> {
     pub(super) decode: fn(&str) -> serde_json::Result<T>,
 }
 
+impl<T> Request<T> {
+    /// Reads the JSON text of a reply to this request.
+    ///
+    /// # Errors
+    /// When it is no such reply.
+    pub fn decode(&self, text: &str) -> serde_json::Result<T> {
+        (self.decode)(text)
+    }
+}
+
 #[derive(Deserialize)]
 struct RawProperty {
     name: String,

@@ -1,6 +1,5 @@
 //! Links: what they read as.
 
-use super::listing::Entry;
 use super::names::file_name;
 use super::{Ino, Process, Result, Tree};
 use crate::qom::{Kind, Path, Request};
@@ -8,11 +7,11 @@ use crate::qom::{Kind, Path, Request};
 /// The longest link target that Linux takes.
 const TARGET_MAX: usize = 4095;
 
-/// The target of a link in the directory of `object`, as text: relative, with one `..` per
-/// level, so that it resolves wherever the mount is.
-pub fn target_text(object: &Path, link: &Entry, target: &str) -> String {
+/// The text of a link that is shown as `file` in the directory of `object`: relative, with one
+/// `..` per level, so that it resolves wherever the mount is.
+pub fn link_text(object: &Path, file: &str, target: &str) -> String {
     if target.is_empty() {
-        return format!("unset:[{}]", link.file);
+        return format!("unset:[{file}]");
     }
     let relative = Path::parse(target).map(|target| {
         let mut parts: Vec<_> = object.names().map(|_| "..".into()).collect();
@@ -25,7 +24,7 @@ pub fn target_text(object: &Path, link: &Entry, target: &str) -> String {
     });
     match relative {
         Some(text) if text.len() <= TARGET_MAX => text,
-        _ => format!("invalid:[{}]", link.file),
+        _ => format!("invalid:[{file}]"),
     }
 }
 
@@ -52,7 +51,7 @@ impl Tree {
             Some(served) => served,
             None => self.qom.request(Request::get(&path, &entry.name)),
         };
-        let text = target_text(&path, &entry, &self.read(ino, answer)?);
+        let text = link_text(&path, &entry.file, &self.read(ino, answer)?);
         self.show_size(ino, text.len());
         Ok(text)
     }
@@ -64,13 +63,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn text(object: &str, name: &str, target: &str) -> String {
-        let link = Entry {
-            name: name.into(),
-            file: file_name(name).into(),
-            declared: "link<x>".into(),
-            kind: Kind::Link,
-        };
-        target_text(&Path::parse(object).unwrap(), &link, target)
+        link_text(&Path::parse(object).unwrap(), &file_name(name), target)
     }
 
     #[test]

@@ -38,6 +38,7 @@ use files::{File, Held};
 use handles::Handles;
 pub use inodes::{Ino, ROOT};
 use inodes::{Inodes, What};
+pub use links::link_text;
 use listing::{Entries, Entry};
 pub use names::{file_name, file_names};
 use setlink::Temporaries;
