@@ -261,7 +261,9 @@ impl Tree {
         next_object: Option<(Ino, Vec<Arc<Entry>>)>,
     ) -> StdResult<String, qom::Error> {
         let get = || Request::get(path, &entry.name);
-        let ask = match self.ahead.take_value(process, path, &entry.name) {
+        let ahead = self.ahead.take_value(process, path, &entry.name);
+        let was_ahead = ahead.is_some();
+        let ask = match ahead {
             Some(ask) => ask,
             None => self.qom.ask(get())?,
         };
@@ -271,11 +273,15 @@ impl Tree {
         }
         let sent = ask.sent();
         let answer = ask.wait();
-        match answer {
-            Ok(_) if sent.elapsed() > WINDOW => self.qom.request(get()),
-            Err(e) if e.reason() == Reason::Undecodable => self.qom.request(get()),
-            answer => answer,
+        let is_good = match &answer {
+            Ok(_) => sent.elapsed() <= WINDOW,
+            Err(e) => e.reason() != Reason::Undecodable,
+        };
+        // What the open itself asked for stands, however long it took.
+        if is_good || !was_ahead {
+            return answer;
         }
+        self.qom.request(get())
     }
 
     /// How long the values are that came with a listing, for a process that reads them next.
