@@ -181,6 +181,27 @@ fn readers_never_see_a_mixture() {
 }
 
 #[test]
+fn a_slow_getter_is_asked_once() {
+    let tree = ScriptedTree::new()
+        .object("/a")
+        .prop("/a", "slow", "string", json!("slow"));
+    let answer = Action::Delay(
+        std::time::Duration::from_millis(300),
+        Box::new(Action::Return(json!("slow"))),
+    );
+    tree.hook("qom-get", "/a", "slow", answer);
+    for exists in [false, true] {
+        let server = tree.with_list_get(exists).serve();
+        let mount = Mount::start(server.socket(), &[]);
+        assert_eq!(
+            read_file(mount.join("a/slow")).as_deref(),
+            Ok(b"slow\n".as_slice())
+        );
+        assert_eq!((server.count("qom-get"), server.count("qom-list-get")), (1, 0));
+    }
+}
+
+#[test]
 fn three_megabytes_are_exact() {
     let text: String = ('a'..='z').cycle().take(3_000_000).collect();
     let tree = ScriptedTree::new()

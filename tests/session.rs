@@ -226,7 +226,7 @@ fn where_the_socket_is_named() {
         "QMP_SOCKET=/nowhere QMP_SERVER=/nowhere qom-fuse -s vm.sock mnt",
         "qom-fuse vm.sock mnt -o timeout=5",
         "qom-fuse -o rw,timeout=5 -o nodev vm.sock mnt",
-        "qom-fuse -- vm.sock mnt",
+        "qom-fuse -o auto_unmount vm.sock mnt",
     ] {
         let out = session.run(command);
         assert_eq!((out.ok().text(), out.stderr.as_str()), ("", ""), "{command}");
