@@ -62,7 +62,7 @@ fn nobody_elses(command: &str) {
         };
         assert_eq!(result, Err(libc::ETIMEDOUT), "{command} {shown}");
         let took = start.elapsed();
-        assert!(took >= SECOND * 3 / 10 && took < SECOND, "{took:?}");
+        assert!(took >= SECOND * 3 / 10 && took < SECOND * 11 / 10, "{took:?}");
         // Refused at once, and not sent.
         let start = Instant::now();
         assert_eq!(read(&mount, "fast"), Err(libc::ETIMEDOUT), "{command} {shown}");
@@ -71,7 +71,7 @@ fn nobody_elses(command: &str) {
             Err(libc::ETIMEDOUT),
             "{command} {shown}"
         );
-        assert!(start.elapsed() < SECOND / 4, "{:?}", start.elapsed());
+        assert!(start.elapsed() < SECOND / 2, "{:?}", start.elapsed());
         // What is known is shown all the while.
         assert_eq!(sh(&format!("ls {}", quote(mount.path()))).ok().text(), "a\ntype");
         catches_up(&mount, "fast", "fast\n");
@@ -114,7 +114,7 @@ fn a_reply_that_never_comes_leaves_the_mount_answering() {
         assert!(start.elapsed() < SECOND / 2);
     }
     mount.unmount();
-    assert_eq!(mount.wait_exit(5 * SECOND).code(), Some(0));
+    assert_eq!(mount.wait_exit(10 * SECOND).code(), Some(0));
 }
 
 /// Many readers at once, of a server that is now and then later than they wait.
@@ -220,7 +220,7 @@ fn a_stopped_qemu_times_out_and_comes_back() {
         assert!(start.elapsed() < SECOND / 2);
         qemu.cont();
         assert!(
-            wait_until(5 * SECOND, || kind(&mount) == good),
+            wait_until(10 * SECOND, || kind(&mount) == good),
             "it did not come back"
         );
         assert_eq!(

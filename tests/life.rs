@@ -12,7 +12,7 @@ use common::sh::{Background, quote, sh_start};
 use common::*;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(10);
 
 /// A process that sits in a directory and holds a file of the mount open, until it is dropped.
 #[track_caller]

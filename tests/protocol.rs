@@ -34,8 +34,8 @@ fn lives(server: &Scripted, mount: &Mount, after: &str) {
 /// The connection is given up: unmounted, exit status 1, and the log says why.
 #[track_caller]
 fn is_given_up(mount: &Mount, after: &str) {
-    mount.wait_unmounted(5 * SECOND);
-    let status = mount.wait_exit(5 * SECOND);
+    mount.wait_unmounted(10 * SECOND);
+    let status = mount.wait_exit(10 * SECOND);
     assert_eq!(status.code(), Some(1), "after {after}: {}", mount.log());
     let log = mount.log();
     assert!(
@@ -234,9 +234,9 @@ fn a_monitor_that_closes_is_a_qemu_that_has_gone() {
         let shown = format!("{end:?}");
         tree.hook("qom-get", "/a", "bad", end);
         assert_eq!(read(&mount, "bad"), Err(libc::ENOTCONN), "{shown}");
-        mount.wait_unmounted(5 * SECOND);
+        mount.wait_unmounted(10 * SECOND);
         assert_eq!(
-            mount.wait_exit(5 * SECOND).code(),
+            mount.wait_exit(10 * SECOND).code(),
             Some(0),
             "{shown}: {}",
             mount.log()
@@ -305,7 +305,7 @@ fn a_greeting_that_is_held_back() {
         out.status == 1 && out.stderr.contains("another client holds this monitor"),
         "{out}"
     );
-    assert!(start.elapsed() < 5 * SECOND);
+    assert!(start.elapsed() < 10 * SECOND);
     drop(server);
 
     let tree = tree();
@@ -321,7 +321,7 @@ fn a_greeting_that_is_held_back() {
     std::thread::sleep(SECOND / 5);
     assert!(session.info().is_none());
     server.send_raw(format!("{end}\r\n").as_bytes());
-    assert_eq!(waiting.finish(5 * SECOND).ok().text(), "good");
+    assert_eq!(waiting.finish(10 * SECOND).ok().text(), "good");
 }
 
 /// What a server says cannot pass for a line of the log, nor do anything to a terminal.

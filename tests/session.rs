@@ -12,7 +12,7 @@ use common::sh::quote;
 use common::*;
 use serde_json::json;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn the_session_of_the_design() {

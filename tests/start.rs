@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::sh::quote;
 use common::*;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn when_it_returns_ls_works_at_once() {
