@@ -320,3 +320,29 @@ fn a_start_that_is_interrupted_leaves_nothing() {
         }
     }
 }
+
+#[test]
+fn work_leaves_no_descriptor_and_no_thread_behind() {
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "q35", &[]);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let count = |what: &str| {
+            fs::read_dir(format!("/proc/{}/{what}", mount.pid()))
+                .expect("a running daemon")
+                .count()
+        };
+        let work = format!(
+            "grep -r . {0} 2>&1 | wc -l; ls -lR {0} | wc -l",
+            quote(mount.path())
+        );
+        let lines = sh(&work).ok().text().to_owned();
+        let before = (count("fd"), count("task"));
+        assert_eq!(sh(&work).ok().text().lines().count(), lines.lines().count());
+        let settled = || (count("fd"), count("task")) <= before;
+        assert!(
+            wait_until(SOON, settled),
+            "{before:?}, then {:?}",
+            (count("fd"), count("task"))
+        );
+    }
+}
