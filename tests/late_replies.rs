@@ -136,8 +136,9 @@ fn readers_at_once_each_get_their_own() {
     });
     let mount = Mount::start(server.socket(), &["-o", "timeout=0.2,entry_timeout=60"]);
     let file = quote(mount.join("a"));
-    let script =
-        format!("for i in {{1..3}}; do for p in p{{0..39}}; do echo $p $(cat {file}/$p 2>&1); done; done");
+    let script = format!(
+        "for i in {{1..3}}; do for p in p{{0..39}}; do echo $p $(cat {file}/$p 2>&1 || sleep 0.1); done; done"
+    );
     let readers: Vec<_> = (0..4).map(|_| sh_start(&script)).collect();
     let (mut good, mut late) = (0, 0);
     for reader in readers {
