@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::child::lstat;
-use common::mirror::{Copy, Found, Told, link_text, text_of};
+use common::mirror::{CLOCKS, Copy, Found, Told, link_text, text_of};
 use common::sh::quote;
 use common::*;
 use serde_json::{Value, json};
@@ -24,10 +24,10 @@ fn append(qemu: &Qemu, length: usize) -> Vec<u8> {
     format!("{text}\n").into_bytes()
 }
 
-/// The plain values of an object that can be read, as files show them.
+/// The plain values of an object that can be read and stand still, as files show them.
 fn values(qemu: &Qemu, path: &str) -> BTreeMap<String, String> {
     let props = qemu.truth().list(path).into_iter();
-    let plain = props.filter(|prop| !prop.is_child() && !prop.is_link());
+    let plain = props.filter(|prop| !prop.is_child() && !prop.is_link() && !CLOCKS.contains(&&*prop.name));
     plain
         .filter_map(|prop| {
             let value = qemu.truth().get(path, &prop.name).ok()?;
@@ -54,8 +54,6 @@ fn unread_files_show_4096_and_read_ones_their_length() {
             4096,
             "its neighbour"
         );
-        let links = sh_in(mount.path(), "find . -type l -printf '%s %l\\n'");
-        assert!(links.ok().lines().len() > 200);
     }
 }
 
@@ -236,7 +234,7 @@ fn copies_of_a_readable_part_are_exact_and_silent() {
             let from = mount.join("machine/q35");
             let dir = tempfile::tempdir().expect("a folder");
             let copy = dir.path().join("copy");
-            let silent = |command: &str| {
+            let silent = |command| {
                 let out = sh(&copying(command, &from, &copy));
                 assert!(
                     out.ok().stderr.is_empty() && out.stdout.is_empty(),
@@ -279,9 +277,9 @@ fn complaints(out: &Out, mount: &Path) -> BTreeMap<String, String> {
         let why = why.trim_end_matches(|c: char| c.is_ascii_digit() || " (".contains(c));
         Some((rest[..cut].to_owned(), why.to_owned()))
     };
-    let about = |line: &&str| !line.starts_with("rsync error: ");
-    let lines = out.stderr.lines().filter(about);
+    let lines = out.stderr.lines();
     lines
+        .filter(|line| !line.starts_with("rsync error: "))
         .map(|line| place(line).unwrap_or_else(|| panic!("{line}: {out}")))
         .collect()
 }
@@ -290,14 +288,12 @@ fn complaints(out: &Out, mount: &Path) -> BTreeMap<String, String> {
 fn copies_of_a_whole_machine_lack_only_what_qemu_refuses() {
     for which in Which::ALL {
         let qemu = Qemu::start(which, "q35", &XHCI);
-        let told = Told::ask(qemu.truth());
-        let refused = told.unreadable();
-        assert!(!refused.is_empty());
-        for (tool, command) in COPIERS {
+        // tar is what every machine type is compared with.
+        for (tool, command) in COPIERS.into_iter().filter(|(tool, _)| *tool != "tar") {
             let mount = Mount::start(&qemu.socket(), &[]);
-            if tool == "tar" {
-                continue; // that is how every machine type is compared
-            }
+            let told = Told::ask(qemu.truth()); // with the mount's own monitor connected
+            let refused = told.unreadable();
+            assert!(!refused.is_empty());
             let dir = tempfile::tempdir().expect("a folder");
             let copy = dir.path().join("copy");
             let out = sh(&copying(command, mount.path(), &copy));
@@ -311,18 +307,18 @@ fn copies_of_a_whole_machine_lack_only_what_qemu_refuses() {
             assert_eq!(compared.differences, [""; 0], "{which:?} {tool}");
 
             let diff = sh(&copying(
-                "diff -rq --no-dereference FROM COPY",
+                "diff -r --no-dereference FROM COPY",
                 mount.path(),
                 &copy,
             ));
             for line in diff.fails().lines() {
-                let clock =
-                    line.starts_with("Files ") && (line.contains("date") || line.contains("rtc-time"));
+                let clock = line.starts_with("diff ") && CLOCKS.iter().any(|clock| line.ends_with(clock));
+                let tick = line.starts_with(['<', '>', '-', '1']);
                 let missing = refused.iter().any(|place| {
                     let (dir, name) = place.rsplit_once('/').unwrap_or_default();
                     line == format!("Only in {}: {name}", mount.join(dir).display())
                 });
-                assert!(clock || missing, "{tool}: {line}");
+                assert!(clock || tick || missing, "{tool}: {line}");
             }
             assert_eq!(diff.stderr, "", "{tool}");
         }

@@ -12,7 +12,7 @@ use super::sh::{quote, sh};
 use super::truth::{QmpError, Truth, join};
 
 /// Values that change while the machine stands still: clocks.
-const CLOCKS: [&str; 2] = ["date", "rtc-time"];
+pub const CLOCKS: [&str; 2] = ["date", "rtc-time"];
 
 /// What QEMU tells of its whole tree: each property by the path of its object and its name.
 pub struct Told {
