@@ -1,5 +1,4 @@
-//! Sizes: 4096 before a value is read, exact from the open on, so that every tool copies without a word. And listing
-//! never reads a value.
+//! Sizes: 4096 before a value is read, exact from the open on, so that tools copy silently. Listing reads no value.
 
 mod common;
 
@@ -128,7 +127,6 @@ fn alternating_opens_each_read_their_own_value() {
             assert_eq!(held.size(fd), Ok(text.len() as i64), "{round}");
             if let Some((old, old_text)) = before {
                 assert_eq!(held.read(old), Ok(old_text), "{round}: the earlier open");
-                held.close(old);
             }
             assert_eq!(
                 held.size(fd),
@@ -204,7 +202,7 @@ fn names(values: &BTreeMap<String, String>) -> String {
     words.join(" ")
 }
 
-/// What copies a folder to a new place.
+/// What copies a folder.
 const COPIERS: [(&str, &str); 3] = [
     ("tar", "mkdir COPY && tar -C FROM -cf - . | tar -C COPY -xf -"),
     ("cp", "cp -a FROM COPY"),
@@ -278,10 +276,8 @@ fn complaints(out: &Out, mount: &Path) -> BTreeMap<String, String> {
         Some((rest[..cut].to_owned(), why.to_owned()))
     };
     let lines = out.stderr.lines();
-    lines
-        .filter(|line| !line.starts_with("rsync error: "))
-        .map(|line| place(line).unwrap_or_else(|| panic!("{line}: {out}")))
-        .collect()
+    let lines = lines.filter(|line| !line.starts_with("rsync error: "));
+    lines.map(|line| place(line).expect(line)).collect()
 }
 
 #[test]
@@ -343,7 +339,6 @@ fn listing_never_reads_a_value() {
             ("find . -size +1k -o -name 'type' -o -perm 777", false),
             ("find . -empty -o -newer . -o -links 2 -o -user nobody", false),
             ("du -a .", false),
-            ("ls -R machine", false),
             ("stat machine/* machine/type", true),
             (
                 "test -f machine/type -a -r machine/type -a -w machine/type",

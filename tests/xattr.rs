@@ -136,7 +136,7 @@ fn descriptions_cost_one_request_for_each_type_ever() {
     for which in Which::ALL {
         let qemu = Qemu::start(which, "q35", &XHCI);
         let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=0"]);
+        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=0.2"]);
         relay.reset();
         let first = attributes_in(&mount.join("machine"));
         assert!(first.len() > 50);
