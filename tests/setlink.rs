@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::child::{check, in_child, lstat, read_link};
 use common::sh::quote;
+use common::shown::link_text;
 use common::*;
 use serde_json::{Value, json};
 
@@ -74,7 +75,7 @@ fn a_link_can_be_set_in_every_way_it_can_be_written() {
             assert!(out.ok().stderr.is_empty(), "{out}");
             assert_eq!(target(&qemu), expected, "{which:?} {text}");
             assert_eq!(relay.count("qom-set"), 1, "{text}");
-            let shown = mirror::link_text("/machine", LINK, expected);
+            let shown = link_text("/machine", LINK, expected);
             assert_eq!(
                 read_link(dir.join(LINK)),
                 Ok(shown.clone().into_bytes()),
@@ -110,7 +111,7 @@ fn readlink_is_new_right_after() {
             qemu.truth()
                 .set("/machine", LINK, json!(to))
                 .expect("set the link");
-            let shown = mirror::link_text("/machine", LINK, to);
+            let shown = link_text("/machine", LINK, to);
             assert_eq!(
                 read_link(mount.join("machine").join(LINK)),
                 Ok(shown.into_bytes())

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::child::lstat;
-use common::mirror::{CLOCKS, Copy, Found, Told, link_text, text_of};
+use common::mirror::{CLOCKS, Copy, Found, Told, text_of};
 use common::sh::quote;
+use common::shown::link_text;
 use common::*;
 use serde_json::{Value, json};
 
 const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];
+/// More than any value here.
+const ALL: usize = 1 << 20;
 
 /// A value of this length can be set in `/machine/append`, whose file is one longer.
 fn append(qemu: &Qemu, length: usize) -> Vec<u8> {
@@ -88,10 +91,10 @@ fn fstat_after_open_is_exact_for_every_property() {
             let values = values(&qemu, object);
             assert!(values.len() > 15, "{object}: {values:?}");
             for (name, text) in values {
-                let mut held = Held::new(mount.join(object).join(&name));
-                let fd = held.open(libc::O_RDONLY).expect("open");
-                assert_eq!(held.size(fd), Ok(text.len() as i64), "{object} {name}");
-                assert_eq!(held.read(fd), Ok(text.into_bytes()), "{object} {name}");
+                let file = mount.join(object).join(&name);
+                let held = Held::open(file, libc::O_RDONLY).expect("open");
+                assert_eq!(held.size(), Ok(text.len()), "{object} {name}");
+                assert_eq!(held.read(ALL), Ok(text.into_bytes()), "{object} {name}");
             }
         }
     }
@@ -103,13 +106,11 @@ fn fstat_follows_the_value_from_open_to_open() {
         let qemu = Qemu::start(which, "q35", &[]);
         // The kernel may keep attributes for a minute, and must not.
         let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        let mut held = Held::new(mount.join("machine/append"));
         for length in [0, 5, 4095, 4096, 10_000, 1, 70_000, 2] {
             let text = append(&qemu, length);
-            let fd = held.open(libc::O_RDONLY).expect("open");
-            assert_eq!(held.size(fd), Ok(text.len() as i64), "{length}");
-            assert_eq!(held.read(fd), Ok(text), "{length}");
-            held.close(fd);
+            let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
+            assert_eq!(held.size(), Ok(text.len()), "{length}");
+            assert_eq!(held.read(ALL), Ok(text), "{length}");
         }
     }
 }
@@ -119,21 +120,16 @@ fn alternating_opens_each_read_their_own_value() {
     for which in Which::ALL {
         let qemu = Qemu::start(which, "q35", &[]);
         let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        let mut held = Held::new(mount.join("machine/append"));
-        let mut before: Option<(i64, Vec<u8>)> = None;
+        let mut before: Option<(Held, Vec<u8>)> = None;
         for round in 0..20 {
             let text = append(&qemu, if round % 2 == 0 { 9000 + round } else { round });
-            let fd = held.open(libc::O_RDONLY).expect("open");
-            assert_eq!(held.size(fd), Ok(text.len() as i64), "{round}");
+            let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
+            assert_eq!(held.size(), Ok(text.len()), "{round}");
             if let Some((old, old_text)) = before {
-                assert_eq!(held.read(old), Ok(old_text), "{round}: the earlier open");
+                assert_eq!(old.read(ALL), Ok(old_text), "{round}: the earlier open");
             }
-            assert_eq!(
-                held.size(fd),
-                Ok(text.len() as i64),
-                "{round}: after the other read"
-            );
-            before = Some((fd, text));
+            assert_eq!(held.size(), Ok(text.len()), "{round}: after the other read");
+            before = Some((held, text));
         }
     }
 }
@@ -143,20 +139,16 @@ fn reading_again_from_the_start_fetches_anew_with_its_size() {
     for which in Which::ALL {
         let qemu = Qemu::start(which, "q35", &[]);
         let mount = Mount::start(&qemu.socket(), &[]);
-        let mut held = Held::new(mount.join("machine/append"));
         let first = append(&qemu, 30);
-        let fd = held.open(libc::O_RDONLY).expect("open");
+        let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
         let second = append(&qemu, 5000);
-        assert_eq!(held.read_at(fd, 0, 10), Ok(first[..10].to_vec()));
-        assert_eq!(
-            held.read_at(fd, 10, 4096),
-            Ok(first[10..].to_vec()),
-            "pieces of one value"
-        );
-        assert_eq!(held.read(fd), Ok(second.clone()), "from the start again");
-        assert_eq!(held.size(fd), Ok(second.len() as i64));
-        assert_eq!(held.read_at(fd, 4000, 4096), Ok(second[4000..].to_vec()));
-        assert_eq!(held.read_at(fd, 6000, 10), Ok(Vec::new()), "beyond the end");
+        assert_eq!(held.read_at(0, 10), Ok(first[..10].to_vec()));
+        let rest = held.read_at(10, 4096);
+        assert_eq!(rest, Ok(first[10..].to_vec()), "pieces of one value");
+        assert_eq!(held.read_at(0, ALL), Ok(second.clone()), "from the start again");
+        assert_eq!(held.size(), Ok(second.len()));
+        assert_eq!(held.read_at(4000, 4096), Ok(second[4000..].to_vec()));
+        assert_eq!(held.read_at(6000, 10), Ok(Vec::new()), "beyond the end");
     }
 }
 

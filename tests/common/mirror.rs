@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::sh::{quote, sh};
+use super::shown::{link_text, text};
 use super::truth::{QmpError, Truth, join};
 
 /// Values that change while the machine stands still: clocks.
@@ -99,8 +100,8 @@ fn all_at_once(truth: &Truth, paths: &[String]) -> Vec<(String, Entries)> {
     let objects = answer.as_array().expect("a list of objects");
     assert_eq!(objects.len(), paths.len());
     let entry = |path: &str, entry: &Value| {
-        let text = |key: &str| entry[key].as_str().expect("a name or type").to_owned();
-        let (name, kind) = (text("name"), text("type"));
+        let word = |key: &str| entry[key].as_str().expect("a name or type").to_owned();
+        let (name, kind) = (word("name"), word("type"));
         let value = (!kind.starts_with("child<")).then(|| match entry.get("value") {
             Some(value) => Ok(value.clone()),
             None => truth.get(path, &name),
@@ -296,26 +297,7 @@ pub fn below(path: &str, name: &str) -> String {
 
 /// What a file shows for a value.
 pub fn text_of(value: &Value) -> String {
-    match value {
-        Value::String(text) => format!("{text}\n"),
-        other => format!("{other}\n"),
-    }
-}
-
-/// What a link in the directory of `object` reads as.
-pub fn link_text(object: &str, name: &str, target: &str) -> String {
-    if target.is_empty() {
-        return format!("unset:[{name}]");
-    }
-    let levels = object.split('/').filter(|part| !part.is_empty()).count();
-    let up = "../".repeat(levels);
-    let text = format!("{up}{}", target.trim_start_matches('/'));
-    let text = text.trim_end_matches('/');
-    if text.is_empty() {
-        ".".to_owned()
-    } else {
-        text.to_owned()
-    }
+    format!("{}\n", text(value))
 }
 
 /// The words for the errno that a failed read has.
