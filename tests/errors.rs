@@ -241,7 +241,10 @@ fn no_reply_and_no_connection() {
     let lost = || read_file(mount.join("machine/type")) == Err(libc::ENOTCONN);
     assert!(wait_until(Duration::from_secs(5), lost), "{}", mount.log());
     Failure::of(&mount, "/machine", "type").reading(libc::ENOTCONN, words);
-    Failure::of(&mount, "/machine", "graphics").writing("on", libc::ENOTCONN, words);
+    assert_eq!(
+        write_file(mount.join("machine/graphics"), b"on"),
+        Err(libc::ENOTCONN)
+    );
     sh_in(mount.join("machine/q35"), "ls").fails();
 }
 
@@ -288,7 +291,7 @@ fn a_reply_that_cannot_be_decoded_costs_one_request() {
 
 #[test]
 fn a_peer_that_does_not_speak_qmp_is_given_up() {
-    let long = [vec![b'x'; (64 << 20) + 2], b"\r\n".to_vec()].concat();
+    let long = [vec![b'x'; 66 << 20], b"\r\n".to_vec()].concat();
     for (name, line, words) in [
         ("neither", b"{\"neither\": 1}\r\n".to_vec(), "does not speak QMP"),
         ("text", b"hello\r\n".to_vec(), "does not speak QMP"),
@@ -310,6 +313,7 @@ fn a_peer_that_does_not_speak_qmp_is_given_up() {
 #[test]
 fn qemus_texts_cannot_forge_the_log() {
     let forged = "\nqom-fuse: error: FORGED\r\u{1b}[31m\u{7f}\u{85}\u{202e}\u{2028}\0end";
+    let escaped = r"\nqom-fuse: error: FORGED\r\u{1b}[31m\u{7f}\u{85}\u{202e}\u{2028}\u{0}end";
     let odd = "p\nqom-fuse: error: FORGED\u{1b}[2J";
     let object = "o\nqom-fuse: error: FORGED";
     let place = format!("/{object}");
@@ -326,8 +330,8 @@ fn qemus_texts_cannot_forge_the_log() {
         assert_eq!(read_file(&file), Err(libc::EIO));
         assert_eq!(
             get_xattr(&file, "user.qom.error"),
-            Ok(forged.as_bytes().to_vec()),
-            "QEMU's own words"
+            Ok(escaped.as_bytes().to_vec()),
+            "for it is printed to terminals"
         );
         tree.hook_once("qom-set", path, name, error());
         assert_eq!(write_file(&file, b"x"), Err(libc::EINVAL));

@@ -284,7 +284,7 @@ fn a_directory_that_cannot_be_listed_says_why() {
     assert!(out.fails().stderr.contains("Input/output error"), "{out}");
     assert_eq!(
         get_xattr(mount.join("a"), "user.qom.error"),
-        Ok("not\nnow \u{fc}".as_bytes().to_vec())
+        Ok("not\\nnow \u{fc}".as_bytes().to_vec())
     );
     sh_in(mount.path(), "ls a").ok();
     assert_eq!(get_xattr(mount.join("a"), "user.qom.error"), Err(libc::ENODATA));
