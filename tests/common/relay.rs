@@ -24,6 +24,8 @@ struct Record {
     requests: Vec<String>,
     sent: u64,
     received: u64,
+    in_flight: usize,
+    most_in_flight: usize,
     delay: Duration,
 }
 
@@ -75,11 +77,17 @@ impl Relay {
         (record.sent, record.received)
     }
 
+    /// How many requests without a reply there were at once, at most. It counts lines, so events spoil it.
+    pub fn most_in_flight(&self) -> usize {
+        self.record.lock().most_in_flight
+    }
+
     /// Forgets all requests and bytes so far.
     pub fn reset(&self) {
         let mut record = self.record.lock();
         record.requests.clear();
         (record.sent, record.received) = (0, 0);
+        record.most_in_flight = record.in_flight;
     }
 
     /// From now on, holds each request back for a while before it is passed on.
@@ -107,6 +115,8 @@ fn requests(mut client: &UnixStream, mut server: &UnixStream, record: &Mutex<Rec
         let delay = {
             let mut record = record.lock(); // before anything is passed on: a reply in hand is a request recorded
             record.sent += length as u64;
+            record.in_flight += messages.len();
+            record.most_in_flight = record.most_in_flight.max(record.in_flight);
             record.requests.extend(
                 messages
                     .iter()
@@ -125,7 +135,12 @@ fn requests(mut client: &UnixStream, mut server: &UnixStream, record: &Mutex<Rec
 fn replies(mut server: &UnixStream, mut client: &UnixStream, record: &Mutex<Record>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = server.read(&mut buffer) {
-        record.lock().received += length as u64;
+        let replies = buffer[..length].iter().filter(|byte| **byte == b'\n').count();
+        {
+            let mut record = record.lock();
+            record.received += length as u64;
+            record.in_flight = record.in_flight.saturating_sub(replies); // the greeting answers nothing
+        }
         if client.write_all(&buffer[..length]).is_err() {
             return;
         }

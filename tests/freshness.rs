@@ -1,0 +1,484 @@
+//! Whatever is asked of QEMU ahead of time, nobody reads a value older than design §5 allows.
+//!
+//! The values are numbers that only grow, set by a second monitor or through the mount, so that each value read tells
+//! when it was true.
+
+mod common;
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::scope;
+use std::time::Duration;
+
+use common::child::{check, in_child};
+use common::sh::quote;
+use common::*;
+use serde_json::{Value, json};
+
+/// How old a value may be when it is read.
+const WINDOW: u64 = 100_000_000;
+const OBJECTS: usize = 12;
+/// A property of an iothread that anyone may set at any time.
+const PROPERTY: &str = "poll-max-ns";
+
+/// Something that a process does with a mount.
+struct Step {
+    path: CString,
+    action: Doing,
+}
+
+enum Doing {
+    List,
+    Read,
+    Write(Vec<u8>),
+    Pause(Duration),
+}
+
+/// What came of a step that read or wrote; times are nanoseconds of the monotonic clock.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Seen {
+    step: usize,
+    start: u64,
+    end: u64,
+    text: [u8; 40],
+}
+
+impl Seen {
+    fn number(&self) -> u64 {
+        let text = self.text.split(|byte| *byte == b'\n' || *byte == 0).next();
+        let text = std::str::from_utf8(text.unwrap_or_default()).expect("a value in UTF-8");
+        text.parse().unwrap_or_else(|_| panic!("not a number: {text}"))
+    }
+}
+
+impl Step {
+    fn new(path: &Path, action: Doing) -> Step {
+        let path = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
+        Step { path, action }
+    }
+}
+
+/// Carries steps out in one process of their own, for the mount judges by process.
+#[track_caller]
+fn act(steps: &[Step]) -> Vec<Seen> {
+    let mut buffer = vec![0_u8; 64 * 1024];
+    let bytes = in_child("a walk", Duration::from_secs(60), |sink| {
+        for (step, Step { path, action }) in steps.iter().enumerate() {
+            let mut seen = Seen {
+                step,
+                start: now(),
+                end: 0,
+                text: [0; 40],
+            };
+            let open = |flags| check(unsafe { libc::open(path.as_ptr(), flags) } as isize);
+            let fd = match action {
+                Doing::List => open(libc::O_RDONLY | libc::O_DIRECTORY)?,
+                Doing::Read => open(libc::O_RDONLY)?,
+                Doing::Write(_) => open(libc::O_WRONLY)?,
+                Doing::Pause(time) => {
+                    unsafe { libc::usleep(time.as_micros() as u32) };
+                    continue;
+                }
+            } as i32;
+            match action {
+                Doing::List => {
+                    let read = || unsafe {
+                        libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len())
+                    };
+                    let mut read = read;
+                    while check(read() as isize)? > 0 {}
+                }
+                Doing::Read => {
+                    check(unsafe { libc::read(fd, seen.text.as_mut_ptr().cast(), seen.text.len()) })?;
+                }
+                Doing::Write(data) => {
+                    check(unsafe { libc::write(fd, data.as_ptr().cast(), data.len()) })?;
+                }
+                Doing::Pause(_) => {}
+            }
+            seen.end = now();
+            check(unsafe { libc::close(fd) } as isize)?;
+            if !matches!(action, Doing::List) {
+                sink.send((&raw const seen).cast(), size_of::<Seen>())?;
+            }
+        }
+        Ok(())
+    });
+    let bytes = bytes.unwrap_or_else(|errno| panic!("a step failed: errno {errno}"));
+    let records = bytes.chunks_exact(size_of::<Seen>());
+    // SAFETY: the child sent whole records, which are plain data.
+    records
+        .map(|record| unsafe { record.as_ptr().cast::<Seen>().read_unaligned() })
+        .collect()
+}
+
+fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a plain system call that fills the struct.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn object(n: usize) -> String {
+    format!("/objects/t{n}")
+}
+
+#[track_caller]
+fn start(which: Which) -> (Qemu, Vec<String>) {
+    let threads: Vec<String> = (0..OBJECTS).map(|n| format!("iothread,id=t{n}")).collect();
+    let arguments: Vec<&str> = threads.iter().flat_map(|thread| ["-object", thread]).collect();
+    let qemu = Qemu::start(which, "q35", &arguments);
+    let names = qemu.truth().list(&object(0)).into_iter();
+    let names = names.filter(|prop| !prop.is_child() && !prop.is_link());
+    let names = names.map(|prop| prop.name).collect();
+    (qemu, names)
+}
+
+/// Lists all objects and reads all they have, in the order of the listing, as `grep -r` does.
+fn walk(mount: &Mount, names: &[String], pause: Option<Duration>) -> Vec<Step> {
+    let mut steps = vec![Step::new(&mount.join("/objects"), Doing::List)];
+    for n in 0..OBJECTS {
+        let folder = mount.join(&object(n));
+        steps.push(Step::new(&folder, Doing::List));
+        for name in names {
+            steps.push(Step::new(&folder.join(name), Doing::Read));
+            steps.extend(pause.map(|pause| Step::new(&folder, Doing::Pause(pause))));
+        }
+    }
+    steps
+}
+
+/// Which object's `PROPERTY` a step is about.
+fn subject(step: &Step) -> Option<usize> {
+    let path = step.path.to_str().ok()?.strip_suffix(PROPERTY)?;
+    path.trim_end_matches('/').rsplit_once("/t")?.1.parse().ok()
+}
+
+/// A value, from when it may have been true, and until when it was.
+struct Truly {
+    value: u64,
+    from: u64,
+    until: u64,
+}
+
+/// Sets the property of all objects in turn, again and again, while `work` runs; what was true of each.
+fn while_changing(qemu: &Qemu, work: impl FnOnce()) -> Vec<Vec<Truly>> {
+    let mut history: Vec<Vec<Truly>> = (0..OBJECTS).map(|_| Vec::new()).collect();
+    let mut number = 1_000_000;
+    let mut round = |history: &mut Vec<Vec<Truly>>| {
+        for (n, history) in history.iter_mut().enumerate() {
+            number += 1;
+            let from = now();
+            qemu.truth()
+                .set(&object(n), PROPERTY, json!(number))
+                .expect("set a number");
+            if let Some(before) = history.last_mut() {
+                before.until = now();
+            }
+            history.push(Truly {
+                value: number,
+                from,
+                until: u64::MAX,
+            });
+        }
+    };
+    round(&mut history);
+    let done = AtomicBool::new(false);
+    scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                round(&mut history);
+            }
+        });
+        let _done = Done(&done);
+        work();
+    });
+    history
+}
+
+/// Ends the changes, also when the test fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Every value read was true at some time from `WINDOW` before the read until its end.
+#[track_caller]
+fn judge(steps: &[Step], seen: &[Seen], history: &[Vec<Truly>], what: &str) {
+    let mut judged = 0;
+    for seen in seen {
+        let Some(n) = subject(&steps[seen.step]) else {
+            continue;
+        };
+        let value = seen.number();
+        let truly = history[n].iter().find(|truly| truly.value == value);
+        let truly = truly.unwrap_or_else(|| panic!("{what}: {value} was never a value of {}", object(n)));
+        let late = (seen.start.saturating_sub(WINDOW)).saturating_sub(truly.until);
+        assert!(late == 0, "{what}: {} was {late} ns too old", object(n));
+        assert!(truly.from <= seen.end, "{what}: read before it was set");
+        judged += 1;
+    }
+    assert!(judged >= OBJECTS, "{what}: judged only {judged} values");
+}
+
+#[test]
+fn a_walk_reads_what_was_true_a_moment_ago() {
+    for which in Which::ALL {
+        let (qemu, names) = start(which);
+        let relay = Relay::start(qemu.dir(), &qemu.socket());
+        let mount = Mount::start(relay.socket(), &[]);
+        let steps = walk(&mount, &names, None);
+        for round in 0..8 {
+            let mut seen = Vec::new();
+            let history = while_changing(&qemu, || seen = act(&steps));
+            judge(&steps, &seen, &history, &format!("{which:?}, round {round}"));
+        }
+        // It was a walk to the mount, or this would prove nothing.
+        match which {
+            Which::Old => assert!(relay.most_in_flight() > 1),
+            Which::New => assert!(relay.count("qom-list-get") > 3),
+        }
+    }
+}
+
+#[test]
+fn a_slow_walk_reads_what_was_true_a_moment_ago() {
+    for which in Which::ALL {
+        let (qemu, names) = start(which);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        for millis in [15, 60, 95, 120] {
+            let mut steps = walk(&mount, &names, Some(Duration::from_millis(millis)));
+            steps.truncate(steps.len() / 3);
+            let mut seen = Vec::new();
+            let history = while_changing(&qemu, || seen = act(&steps));
+            let mut judged = Vec::new();
+            for seen in &seen {
+                if let Some(n) = subject(&steps[seen.step]) {
+                    judged.push((n, seen));
+                }
+            }
+            assert!(judged.len() >= OBJECTS / 3 - 1, "judged only {}", judged.len());
+            for (n, seen) in judged {
+                let truly = history[n].iter().find(|truly| truly.value == seen.number());
+                let truly = truly.expect("one of the values set");
+                assert!(
+                    seen.start.saturating_sub(WINDOW) <= truly.until,
+                    "{which:?}: {} was too old with pauses of {millis} ms",
+                    object(n)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_reads_an_older_value_after_a_write() {
+    for which in Which::ALL {
+        let (qemu, names) = start(which);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        // One process reads an object in order and writes what comes next, which was asked for ahead.
+        let mut steps = Vec::new();
+        let mut expected = Vec::new();
+        for round in 1..=5 {
+            for n in 0..OBJECTS {
+                let folder = mount.join(&object(n));
+                steps.push(Step::new(&folder, Doing::List));
+                for name in &names {
+                    let path = folder.join(name);
+                    if name == PROPERTY {
+                        let number = round * 1000 + n as u64;
+                        steps.push(Step::new(&path, Doing::Write(format!("{number}\n").into_bytes())));
+                        expected.push((steps.len(), number));
+                    }
+                    steps.push(Step::new(&path, Doing::Read));
+                }
+            }
+        }
+        let seen = act(&steps);
+        for (step, number) in expected {
+            let read = seen
+                .iter()
+                .find(|seen| seen.step == step)
+                .expect("the read after a write");
+            assert_eq!(
+                read.number(),
+                number,
+                "{which:?}: what was read after it was written"
+            );
+        }
+    }
+}
+
+#[test]
+fn nobody_reads_an_older_value_after_another_ones_write() {
+    for which in Which::ALL {
+        let (qemu, names) = start(which);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let mut writes = Vec::new();
+        for number in 0..300 {
+            let path = mount.join(&object(number % OBJECTS)).join(PROPERTY);
+            let data = (number + 1_000_000).to_string().into_bytes();
+            writes.push(Step::new(&path, Doing::Write(data)));
+            writes.push(Step::new(&path, Doing::Pause(Duration::from_millis(2))));
+        }
+        let reads = walk(&mount, &names, None);
+        let (mut written, mut seen) = (Vec::new(), Vec::new());
+        let done = AtomicBool::new(false);
+        scope(|scope| {
+            let writer = scope.spawn(|| {
+                let _done = Done(&done);
+                act(&writes)
+            });
+            while !done.load(Ordering::SeqCst) {
+                seen.extend(act(&reads));
+            }
+            written = writer.join().expect("the writer");
+        });
+        let mut judged = 0;
+        for seen in &seen {
+            let Some(n) = subject(&reads[seen.step]) else {
+                continue;
+            };
+            let before = written
+                .iter()
+                .rfind(|write| subject(&writes[write.step]) == Some(n) && write.end < seen.start);
+            if let Some(before) = before {
+                let number = before.step as u64 / 2 + 1_000_000;
+                assert!(
+                    seen.number() >= number,
+                    "{which:?}: {} was {} after {number} was written",
+                    object(n),
+                    seen.number()
+                );
+                judged += 1;
+            }
+        }
+        assert!(judged > 2 * OBJECTS, "{which:?}: judged only {judged} reads");
+    }
+}
+
+#[test]
+fn single_reads_by_different_processes_are_the_present_answer() {
+    for which in Which::ALL {
+        let (qemu, _) = start(which);
+        let relay = Relay::start(qemu.dir(), &qemu.socket());
+        let mount = Mount::start(relay.socket(), &[]);
+        let folder = mount.join(&object(3));
+        sh_in(&folder, "ls >/dev/null").ok();
+        relay.reset();
+        let properties = [PROPERTY, "poll-grow", "poll-shrink"];
+        let mut number = 0;
+        for _ in 0..10 {
+            for property in properties {
+                number += 1;
+                qemu.truth()
+                    .set(&object(3), property, json!(number))
+                    .expect("set a number");
+                let out = sh(&format!("cat {}", quote(folder.join(property))));
+                assert_eq!(out.ok().text(), number.to_string(), "{which:?}: {property}");
+            }
+        }
+        assert_eq!(relay.count("qom-get"), 30, "{which:?}");
+        assert_eq!(relay.count("qom-list-get"), 0, "{which:?}");
+
+        // The same in one shell, which starts a process for each.
+        qemu.truth()
+            .set(&object(3), PROPERTY, json!(4711))
+            .expect("set a number");
+        let names = properties.join(" ");
+        let out = sh_in(
+            &folder,
+            &format!("for i in 1 2 3; do for p in {names}; do cat $p; done; done"),
+        );
+        let of_one_round = out.ok().lines()[..3].to_vec();
+        assert_eq!(out.lines(), of_one_round.repeat(3), "{which:?}");
+        assert_eq!(of_one_round[0], "4711", "{which:?}");
+        assert_eq!(relay.count("qom-get"), 39, "{which:?}");
+        assert_eq!(relay.count("qom-list-get"), 0, "{which:?}");
+    }
+}
+
+/// A server whose every value is a number that no value before it had.
+fn count_evaluations(dir: &Path, minor: u32) -> Scripted {
+    let greeting = json!({ "QMP": { "version": { "qemu": { "major": 10, "minor": minor, "micro": 0 }, "package": "" }, "capabilities": [] } });
+    let evaluated = AtomicU64::new(0);
+    let objects: Vec<String> = (0..6).map(|n| format!("o{n}")).collect();
+    let properties = move |path: &str, with_values: bool| -> Vec<Value> {
+        if path == "/" {
+            let child = |name: &String| json!({ "name": name, "type": "child<x>" });
+            return objects.iter().map(child).collect();
+        }
+        let mut properties: Vec<Value> = (0..6)
+            .map(|n| json!({ "name": format!("p{n}"), "type": "int" }))
+            .collect();
+        if with_values {
+            for property in &mut properties {
+                property["value"] = json!(evaluated.fetch_add(1, Ordering::SeqCst));
+            }
+        }
+        properties
+    };
+    let greeting = format!("{greeting}\r\n").into_bytes();
+    Scripted::start_raw(&dir.join("count.sock"), greeting, move |command, args| {
+        let path = args["path"].as_str().unwrap_or_default();
+        Action::Return(match command {
+            "qom-list" => json!(properties(path, false)),
+            "qom-get" => properties("/x", true)[0]["value"].clone(),
+            "qom-list-get" => {
+                let paths = args["paths"].as_array().into_iter().flatten();
+                let object = |path: &Value| json!({ "properties": properties(path.as_str().unwrap_or_default(), true) });
+                paths.map(object).collect()
+            }
+            _ => json!({}),
+        })
+    })
+}
+
+#[test]
+fn no_value_is_served_twice() {
+    for minor in [0, 1] {
+        let dir = tempfile::tempdir().expect("make a folder");
+        let server = count_evaluations(dir.path(), minor);
+        let mount = Mount::start(server.socket(), &[]);
+        let mut steps = Vec::new();
+        for round in 0..4 {
+            steps.push(Step::new(mount.path(), Doing::List));
+            for n in 0..6 {
+                let folder = mount.join(&format!("o{n}"));
+                steps.push(Step::new(&folder, Doing::List));
+                let read = |p: usize| Step::new(&folder.join(format!("p{p}")), Doing::Read);
+                let order: &[usize] = [
+                    &[0, 1, 2, 3, 4, 5],
+                    &[0, 1, 1, 2, 1, 3],
+                    &[5, 4, 5, 4, 0, 0],
+                    &[0, 1, 2, 3, 4, 5],
+                ][round];
+                steps.extend(order.iter().map(|p| read(*p)));
+            }
+        }
+        let walks: Vec<Vec<Seen>> = scope(|scope| {
+            let walks: Vec<_> = (0..3).map(|_| scope.spawn(|| act(&steps))).collect();
+            walks
+                .into_iter()
+                .map(|walk| walk.join().expect("a walk"))
+                .collect()
+        });
+        let mut met = HashSet::new();
+        for seen in walks.iter().flatten() {
+            let number = seen.number();
+            assert!(met.insert(number), "10.{minor}: {number} was served twice");
+        }
+        assert_eq!(met.len(), 3 * 4 * 36);
+        assert_eq!(server.count("qom-list-get") > 0, minor == 1);
+    }
+}

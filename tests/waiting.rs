@@ -1,0 +1,122 @@
+//! What the mount knows already is told at once, however long QEMU takes over what others ask.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::sh::{quote, sh_deadline, sh_start};
+use common::*;
+use parking_lot::{Condvar, Mutex};
+use serde_json::json;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const HANGING: usize = 8;
+
+/// Holds the server's answers back, from when it is shut until it is opened or dropped.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        *self.0.0.lock() = shut;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut shut = self.0.0.lock();
+        while *shut && !self.0.1.wait_for(&mut shut, 3 * DEADLINE).timed_out() {}
+    }
+}
+
+/// Opens the gate when a test ends, also when it fails.
+struct Opening(Gate);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+/// While `hanging` wait for QEMU, what is cached is told; when QEMU answers after all, they finish.
+#[track_caller]
+fn told_meanwhile(hanging: &str, waiting: usize) {
+    let tree = ScriptedTree::new();
+    for n in 0..100 {
+        tree.object(&format!("/o{n}"));
+        for p in 0..4 {
+            tree.prop(&format!("/o{n}"), &format!("p{p}"), "int", json!(p));
+        }
+    }
+    let gate = Gate::default();
+    let (passing, mut answer) = (gate.clone(), tree.handler());
+    let server = Scripted::start(move |command, args| {
+        passing.pass();
+        answer(command, args)
+    });
+    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60,timeout=60"]);
+    let _open = Opening(gate.clone()); // dropped first
+    sh_in(mount.path(), "ls . o0 o1 o2 >/dev/null; stat o0/p1 >/dev/null").ok();
+
+    gate.set(true);
+    server.reset();
+    let here = format!("cd {} || exit; ", quote(mount.path()));
+    let readers = sh_start(&format!("{here}{hanging}"));
+    // The server takes one request at a time: that one is there, and the others are behind it.
+    assert!(
+        wait_until(DEADLINE, || !server.requests().is_empty()),
+        "no reader asks"
+    );
+    std::thread::sleep(Duration::from_millis(500));
+
+    for told in [
+        "ls",
+        "ls o0 o1 o2",
+        "ls -l o1",
+        "stat o0 o0/p0 o1/p2 o2/type",
+        "find . -maxdepth 1",
+        "test -e o0/p3 -a ! -e o0/nothing -a ! -e o1/none -a ! -e void",
+        "df .",
+        "cd o2 && echo *",
+    ] {
+        sh_deadline(&format!("{here}{told}"), DEADLINE).ok(); // "HUNG" if it waits
+    }
+    assert_eq!(server.requests().len(), 1, "the gate was open");
+    gate.set(false);
+    let out = readers.finish(DEADLINE);
+    assert_eq!(out.ok().lines().len(), waiting, "{out}");
+}
+
+#[test]
+fn while_readers_hang() {
+    told_meanwhile(
+        &format!("for i in {{1..{HANGING}}}; do cat o$((i % 3))/p$((i % 4)) & done; wait"),
+        HANGING,
+    );
+}
+
+#[test]
+fn while_more_readers_hang_than_there_are_threads() {
+    told_meanwhile(
+        "for i in {1..90}; do cat o$((i % 3))/p$((i % 4)) & done; wait",
+        90,
+    );
+}
+
+#[test]
+fn while_listings_hang() {
+    told_meanwhile("for i in {10..29}; do ls -d o$i/type & done; wait", 20);
+}
+
+#[test]
+fn while_writers_hang() {
+    told_meanwhile(
+        "for i in {1..10}; do (echo 5 > o0/p$((i % 4)) && echo done) & done; wait",
+        10,
+    );
+}
+
+#[test]
+fn while_a_walk_hangs() {
+    told_meanwhile("grep -rs . o5 o6 o7; find o8 o9 -type f", 15 + 10);
+}
