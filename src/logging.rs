@@ -55,6 +55,8 @@ pub fn start(level: LevelFilter) {
     });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(most);
+        // In the background nobody sees stderr.
+        std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The life of a mount: connect, mount, go to the background, serve, and leave nothing behind.
 
+mod caches;
 mod device;
 mod machine;
 mod process;
@@ -11,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{INodeNo, Notifier, Session, SessionACL};
+use fuser::{Session, SessionACL};
 use log::{error, info, warn};
 use nix::unistd::{getgid, getuid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -23,7 +24,8 @@ use crate::logging;
 use crate::pool::Pool;
 use crate::qmp::{Address, Closed, ConnectError, Event, Monitor, Notice, printable};
 use crate::qom::{Identity, Path as QomPath, Qom};
-use crate::tree::{Ino, Kernel, Settings, Tree};
+use crate::tree::{Settings, Tree};
+use caches::KernelCaches;
 use device::{Mounted, Options};
 use machine::Machine;
 
@@ -389,37 +391,5 @@ fn outlive(machine: &Machine, ended: &Receiver<End>, monitor: &Monitor) -> u8 {
         if let Ok(End::Signal(_)) = ended.try_recv() {
             return machine.end(monitor);
         }
-    }
-}
-
-/// Tells the kernel what it should no longer believe.
-struct KernelCaches {
-    notifier: Notifier,
-    gone: SyncSender<(Ino, String)>,
-}
-
-impl KernelCaches {
-    fn new(notifier: Notifier) -> io::Result<KernelCaches> {
-        let (gone, names) = sync_channel::<(Ino, String)>(NOTICES);
-        let carried_out = notifier.clone();
-        // On a thread of its own: the kernel waits until nothing else happens in the directory.
-        spawn("forgetter", move || {
-            for (parent, file) in names {
-                let _ = carried_out.inval_entry(INodeNo(parent), file.as_ref());
-            }
-        })?;
-        Ok(KernelCaches { notifier, gone })
-    }
-}
-
-impl Kernel for KernelCaches {
-    fn attributes_changed(&self, ino: Ino) {
-        // A negative offset: the attributes only.
-        let _ = self.notifier.inval_inode(INodeNo(ino), -1, 0);
-    }
-
-    fn entry_gone(&self, parent: Ino, file: &str) {
-        // If there are too many, the kernel forgets the rest when their time is up.
-        let _ = self.gone.try_send((parent, file.to_owned()));
     }
 }

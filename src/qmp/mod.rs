@@ -7,6 +7,7 @@
 mod address;
 mod connection;
 mod error;
+mod handshake;
 mod lines;
 mod monitor;
 mod wire;

@@ -1,5 +1,8 @@
 //! The kernel's requests: each is unpacked, given to the [`Tree`], and its reply packed.
 
+mod directory;
+mod reply;
+
 use std::ffi::OsStr;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,25 +11,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use log::error;
 
 use crate::pool::Pool;
 use crate::qom::Kind;
-use crate::tree::{Attributes, Error, Found, Item, Result, Tree};
+use crate::tree::{Result, Slice, Tree};
+use directory::{list, list_plus};
+use reply::{NAME_MAX, PAGE, errno, file_attr, max_write, reply_empty, reply_entry, reply_xattr, text};
 
 /// Threads that take requests from the kernel. One of them is always free of QEMU, for what
 /// the cache can answer.
 pub const THREADS: usize = 4;
-
-/// The largest write taken, in bytes, where the kernel allows it.
-const MAX_WRITE: u32 = 1 << 20;
-/// The kernel's split of a large write may be this much shorter than the largest.
-const PAGE: u32 = 4096;
 
 /// The filesystem as fuser drives it.
 pub struct Fuse {
@@ -73,75 +73,8 @@ fn guard(job: impl FnOnce()) {
     }
 }
 
-fn errno(error: &Error) -> Errno {
-    Errno::from_i32(error.errno)
-}
-
-/// A name as QEMU could have it. Any other name is in no listing.
-fn text(name: &OsStr) -> Result<&str> {
-    name.to_str().ok_or_else(|| Error::from(libc::ENOENT))
-}
-
-fn file_attr(a: &Attributes) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(a.ino),
-        size: a.size,
-        blocks: a.size.div_ceil(512),
-        atime: a.time,
-        mtime: a.time,
-        ctime: a.time,
-        crtime: a.time,
-        kind: match a.kind {
-            Kind::Child => FileType::Directory,
-            Kind::Link => FileType::Symlink,
-            Kind::Value => FileType::RegularFile,
-        },
-        perm: a.mode,
-        nlink: 1,
-        uid: a.uid,
-        gid: a.gid,
-        rdev: 0,
-        // The size of buffer that programs like to write: a value must come in one write.
-        blksize: 32 * PAGE,
-        flags: 0,
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, found: Result<Found>) {
-    match found {
-        Ok(found) => reply.entry(&found.lifetime, &file_attr(&found.attributes), Generation(0)),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, done: Result<()>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>>) {
-    match value {
-        Err(e) => reply.error(errno(&e)),
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-    }
-}
-
-/// The largest write that surely arrives whole: the kernel cuts writes at `max_write` and at
-/// its limit of pages.
-fn max_write(capabilities: InitFlags) -> u32 {
-    if !capabilities.contains(InitFlags::FUSE_MAX_PAGES) {
-        return 32 * PAGE;
-    }
-    let limit = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit")
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok());
-    MAX_WRITE.min(limit.unwrap_or(256).max(2).saturating_mul(PAGE))
-}
-
+/// What is not here is answered ENOSYS by fuser, which the kernel takes for what such a file
+/// should say: fsync and flush succeed, fallocate is not supported, and it does not ask again.
 impl Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for wanted in [
@@ -270,10 +203,6 @@ impl Filesystem for Fuse {
         });
     }
 
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
-    }
-
     fn create(
         &self,
         _: &Request,
@@ -322,7 +251,7 @@ impl Filesystem for Fuse {
         reply: ReplyData,
     ) {
         guard(|| {
-            let answer = |reply: ReplyData, data: Result<crate::tree::Slice>| match data {
+            let answer = |reply: ReplyData, data: Result<Slice>| match data {
                 Ok(data) => reply.data(&data),
                 Err(e) => reply.error(errno(&e)),
             };
@@ -352,10 +281,6 @@ impl Filesystem for Fuse {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
     fn release(
         &self,
         _: &Request,
@@ -367,10 +292,6 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         guard(|| self.tree.close_file(handle.0));
-        reply.ok();
-    }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         reply.ok();
     }
 
@@ -387,29 +308,8 @@ impl Filesystem for Fuse {
         });
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.show(handle, offset, move |tree| {
-            let mut found = Vec::new();
-            let done = tree.read_directory(handle.0, offset, |item, next| match item {
-                Item::Dot(ino, name) => reply.add(INodeNo(ino), next, FileType::Directory, name),
-                Item::Entry(entry, name) => {
-                    let attr = file_attr(&entry.attributes);
-                    let full = reply.add(attr.ino, next, attr.kind, name);
-                    if !full {
-                        found.push(attr.ino.0);
-                    }
-                    full
-                }
-            });
-            // A plain listing tells numbers but hands out no references.
-            for ino in found {
-                tree.forget(ino, 1);
-            }
-            match done {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(&e)),
-            }
-        });
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.show(handle, offset, move |tree| list(tree, handle, offset, reply));
     }
 
     fn readdirplus(
@@ -418,28 +318,9 @@ impl Filesystem for Fuse {
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        self.show(handle, offset, move |tree| {
-            let done = tree.read_directory(handle.0, offset, |item, next| match item {
-                Item::Dot(ino, name) => {
-                    let Ok(attributes) = tree.attributes(ino) else {
-                        return false;
-                    };
-                    let attr = file_attr(&attributes);
-                    // Inode 0: the kernel takes the name and no reference.
-                    reply.add(INodeNo(0), next, name, &Duration::ZERO, &attr, Generation(0))
-                }
-                Item::Entry(entry, name) => {
-                    let attr = file_attr(&entry.attributes);
-                    reply.add(attr.ino, next, name, &entry.lifetime, &attr, Generation(0))
-                }
-            });
-            match done {
-                Ok(()) => reply.ok(),
-                Err(e) => reply.error(errno(&e)),
-            }
-        });
+        self.show(handle, offset, move |tree| list_plus(tree, handle, offset, reply));
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -447,13 +328,9 @@ impl Filesystem for Fuse {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         // No blocks, as in sysfs and procfs; as many files as are known.
-        reply.statfs(0, 0, 0, self.tree.inode_count() as u64, 0, PAGE, 255, PAGE);
+        reply.statfs(0, 0, 0, self.tree.inode_count() as u64, 0, PAGE, NAME_MAX, PAGE);
     }
 
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -514,53 +391,5 @@ impl Filesystem for Fuse {
         reply: ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-
-    fn fallocate(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EOPNOTSUPP);
-    }
-
-    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
-        // The kernel then does it by the size, and does not ask again.
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn copy_file_range(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _length: u64,
-        _: fuser::CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn poll(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: fuser::PollNotifier,
-        _: fuser::PollEvents,
-        _: fuser::PollFlags,
-        reply: fuser::ReplyPoll,
-    ) {
-        // Always ready, as any file without poll.
-        reply.error(Errno::ENOSYS);
     }
 }

@@ -1,0 +1,87 @@
+//! What the kernel gets: our results in fuser's types.
+
+use std::ffi::OsStr;
+
+use fuser::{Errno, FileAttr, FileType, Generation, INodeNo, InitFlags, ReplyEmpty, ReplyEntry, ReplyXattr};
+
+use crate::qom::Kind;
+use crate::tree::{Attributes, Error, Found, Result};
+
+/// The largest write taken, in bytes, where the kernel allows it.
+const MAX_WRITE: u32 = 1 << 20;
+/// The kernel's split of a large write may be this much shorter than the largest.
+/// The longest file name, in bytes.
+pub(super) const NAME_MAX: u32 = 255;
+pub(super) const PAGE: u32 = 4096;
+
+pub(super) fn errno(error: &Error) -> Errno {
+    Errno::from_i32(error.errno)
+}
+
+/// A name as QEMU could have it. Any other name is in no listing.
+pub(super) fn text(name: &OsStr) -> Result<&str> {
+    if name.len() > NAME_MAX as usize {
+        return Err(libc::ENAMETOOLONG.into());
+    }
+    name.to_str().ok_or_else(|| Error::from(libc::ENOENT))
+}
+
+pub(super) fn file_attr(a: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino),
+        size: a.size,
+        blocks: a.size.div_ceil(512),
+        atime: a.time,
+        mtime: a.time,
+        ctime: a.time,
+        crtime: a.time,
+        kind: match a.kind {
+            Kind::Child => FileType::Directory,
+            Kind::Link => FileType::Symlink,
+            Kind::Value => FileType::RegularFile,
+        },
+        perm: a.mode,
+        nlink: 1,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: 0,
+        // The size of buffer that programs like to write: a value must come in one write.
+        blksize: 32 * PAGE,
+        flags: 0,
+    }
+}
+
+pub(super) fn reply_entry(reply: ReplyEntry, found: Result<Found>) {
+    match found {
+        Ok(found) => reply.entry(&found.lifetime, &file_attr(&found.attributes), Generation(0)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+pub(super) fn reply_empty(reply: ReplyEmpty, done: Result<()>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>>) {
+    match value {
+        Err(e) => reply.error(errno(&e)),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+/// The largest write that surely arrives whole: the kernel cuts writes at `max_write` and at
+/// its limit of pages.
+pub(super) fn max_write(capabilities: InitFlags) -> u32 {
+    if !capabilities.contains(InitFlags::FUSE_MAX_PAGES) {
+        return 32 * PAGE;
+    }
+    let limit = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit")
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok());
+    MAX_WRITE.min(limit.unwrap_or(256).max(2).saturating_mul(PAGE))
+}
