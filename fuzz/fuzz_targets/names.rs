@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use qom_fuse::qom::Path;
-use qom_fuse::tree::{file_names, link_text};
+use qom_fuse::tree::{file_name, file_names, link_text};
 
 fuzz_target!(|input: (Vec<String>, String, String)| {
     let (names, object, target) = input;
@@ -19,7 +19,7 @@ fuzz_target!(|input: (Vec<String>, String, String)| {
     let Some(object) = Path::parse(&object) else {
         return;
     };
-    let text = link_text(&object, "link", &target);
+    let text = link_text(&object, "link", &target, |_, name| Some(file_name(name).into_owned()));
     assert!(!text.is_empty() && text.len() <= 4095 && !text.starts_with('/') && !text.contains('\0'));
     let mut level = object.names().count() as i64;
     for part in text.split('/') {

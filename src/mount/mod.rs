@@ -8,7 +8,7 @@ mod process;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ use crate::cli::{Config, Wanted};
 use crate::fuse::{Fuse, THREADS};
 use crate::logging;
 use crate::pool::Pool;
-use crate::qmp::{Address, Closed, ConnectError, Event, Monitor, Notice, printable};
-use crate::qom::{Identity, Path as QomPath, Qom};
+use crate::qmp::{Address, Closed, ConnectError, Monitor, Notice, printable};
+use crate::qom::{Identity, Qom};
 use crate::tree::{Settings, Tree};
 use caches::KernelCaches;
 use device::{Mounted, Options};
@@ -31,9 +31,6 @@ use machine::Machine;
 
 /// How long the last requests have to be answered when the mount ends.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
-
-/// Notices from the monitor that may wait to be handled.
-const NOTICES: usize = 1024;
 
 /// Why no mount came about. The text names what was wrong.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +106,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
             .map_err(system("cannot start a process"))?;
 
     let (ends, ended) = channel();
-    let (notices, heard) = sync_channel(NOTICES);
+    let (notices, heard) = channel();
     let watch = || watch_signals(ends.clone()).map_err(system("cannot handle signals"));
     // A signal while we connect simply ends us, unless there is a QEMU that must end with us.
     if owns_machine {
@@ -187,7 +184,7 @@ fn settings(config: &Config, point: &Path) -> Settings {
 /// Connects to the machine that is wanted, starting it if need be.
 fn connect(
     config: &Config,
-    notices: SyncSender<Notice>,
+    notices: Sender<Notice>,
     settings: Settings,
 ) -> Result<(Arc<Tree>, Option<Machine>), Error> {
     let (address, machine) = match &config.machine {
@@ -202,7 +199,7 @@ fn connect(
         }
     };
     match Monitor::connect(address, config.mount.timeout, config.mount.reconnect, notices) {
-        Ok(monitor) => Ok((Arc::new(Tree::new(Qom::new(monitor), settings)), machine)),
+        Ok(monitor) => Ok((Tree::new(Qom::new(monitor), settings), machine)),
         Err(e) => {
             let ended = machine.as_ref().and_then(Machine::wait_a_moment);
             machine.iter().for_each(Machine::kill);
@@ -275,21 +272,12 @@ fn watch_signals(ends: Sender<End>) -> io::Result<()> {
     })
 }
 
-/// Handles what the monitor says unasked, until it is lost for good.
+/// Handles what happens to the monitor, until it is lost for good.
 fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
     let reconnect = tree.qom().monitor().reconnects();
     let mut machine = reconnect.then(|| Identity::ask(tree.qom()));
     for notice in notices {
         match notice {
-            Notice::Event(event) => {
-                if let Some(path) = deleted_device(&event) {
-                    tree.device_deleted(&path);
-                }
-            }
-            Notice::Missed => {
-                warn!("QEMU sends events faster than they can be handled");
-                tree.distrust_everything();
-            }
             Notice::Lost(why) if reconnect && why.is_orderly() => {
                 // Now, so that nothing of the old QEMU is served once the new one answers.
                 tree.distrust_everything();
@@ -311,13 +299,6 @@ fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
             }
         }
     }
-}
-
-fn deleted_device(event: &Event) -> Option<QomPath> {
-    if event.name != "DEVICE_DELETED" {
-        return None;
-    }
-    QomPath::parse(event.data.get("path")?.as_str()?)
 }
 
 /// Waits for the first reason to end, unmounts, and says what the exit status is: that of the

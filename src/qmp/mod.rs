@@ -15,5 +15,5 @@ mod wire;
 pub use address::{Address, AddressError};
 pub use connection::{Connection, Pending};
 pub use error::{Closed, ConnectError, Error};
-pub use monitor::{Monitor, Notice};
+pub use monitor::{Monitor, Notice, OnEvent};
 pub use wire::{Event, Greeting, Message, command, decode, escaped, printable, request};

@@ -1,7 +1,7 @@
 //! A monitor that may come and go: the connection in force, and finding it again.
 
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,17 +14,18 @@ use super::connection::{Connection, Listener, Pending};
 use super::error::{Closed, ConnectError, Error};
 use super::wire::{Event, Greeting};
 
+/// What is done when an event comes: in the reader, before any later reply is given out, since
+/// QEMU's order tells what an event is about. Must not wait for a reply.
+pub type OnEvent = Box<dyn Fn(&Event) + Send + Sync>;
+
 /// The first and the longest pause between two attempts to reconnect.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long a request waits for the attempt that it set off.
 const ACCESS_WAITS: Duration = Duration::from_millis(500);
 
-/// What happens to a monitor unasked.
+/// What happens to a connection.
 #[derive(Debug)]
 pub enum Notice {
-    Event(Event),
-    /// Notices were lost: the receiver was too slow for a flood of events.
-    Missed,
     Lost(Arc<Closed>),
     /// Connected again, perhaps to another QEMU.
     Back,
@@ -53,41 +54,26 @@ struct Current {
     ended: bool,
 }
 
-/// Passes notices on without ever blocking the reader.
+/// Hears a connection.
 struct Bell {
-    notices: SyncSender<Notice>,
-    missed: Mutex<bool>,
-}
-
-impl Bell {
-    fn ring(&self, notice: Notice) {
-        let mut missed = self.missed.lock();
-        if *missed && self.notices.try_send(Notice::Missed).is_ok() {
-            *missed = false;
-        }
-        match self.notices.try_send(notice) {
-            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
-            // The end of the connection must not be lost; the receiver will get there.
-            Err(TrySendError::Full(lost @ (Notice::Lost(_) | Notice::Back))) => {
-                let _ = self.notices.send(lost);
-            }
-            Err(TrySendError::Full(_)) => *missed = true,
-        }
-    }
+    notices: Sender<Notice>,
+    on_event: OnceLock<OnEvent>,
 }
 
 impl Listener for Bell {
     fn event(&self, event: Event) {
-        self.ring(Notice::Event(event));
+        if let Some(on_event) = self.on_event.get() {
+            on_event(&event);
+        }
     }
 
     fn closed(&self, why: &Arc<Closed>) {
-        self.ring(Notice::Lost(why.clone()));
+        let _ = self.notices.send(Notice::Lost(why.clone()));
     }
 }
 
 impl Monitor {
-    /// Connects. `timeout` bounds this and every request. `notices` gets what happens unasked;
+    /// Connects. `timeout` bounds this and every request. `notices` gets what happens to the connection;
     /// with `reconnect`, a lost connection is sought again until [`Monitor::hang_up`].
     ///
     /// # Errors
@@ -96,11 +82,11 @@ impl Monitor {
         address: Address,
         timeout: Duration,
         reconnect: bool,
-        notices: SyncSender<Notice>,
+        notices: Sender<Notice>,
     ) -> Result<Monitor, ConnectError> {
         let bell = Arc::new(Bell {
             notices,
-            missed: Mutex::new(false),
+            on_event: OnceLock::new(),
         });
         let connection = Arc::new(Connection::open(&address, timeout, bell.clone())?);
         let reconnect = reconnect && address.is_repeatable();
@@ -128,6 +114,11 @@ impl Monitor {
                 })?;
         }
         Ok(Monitor { inner })
+    }
+
+    /// Says what to do when an event comes, once; events that came before are lost.
+    pub fn on_event(&self, on_event: OnEvent) {
+        let _ = self.inner.bell.on_event.set(on_event);
     }
 
     /// What the QEMU in force said of itself.
@@ -236,7 +227,7 @@ impl Inner {
             }
             drop(current);
             if back {
-                self.bell.ring(Notice::Back);
+                let _ = self.bell.notices.send(Notice::Back);
             }
             self.changed.notify_all();
         }

@@ -45,6 +45,7 @@ impl Tree {
         };
         match listed {
             Ok((properties, sent)) => {
+                self.still_there(ino)?;
                 self.errors.lock().clear(ino);
                 let listing = Listing::new(properties, &self.entries);
                 Ok(self.listings.put(ino, listing, sent, changes))

@@ -166,6 +166,7 @@ impl Tree {
             None => self.qom().request(Request::get(&path, &entry.name)),
         };
         let mut text = self.read(ino, answer)?.into_bytes();
+        self.still_there(ino)?;
         text.push(b'\n');
         self.show_size(ino, text.len());
         Text::hold(text, &self.held).ok_or_else(|| {

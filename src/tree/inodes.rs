@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::listing::Entry;
+use super::names::{file_name, is_odd};
 use crate::qom::{Kind, Path};
 
 /// The number of an inode, as the kernel uses it.
@@ -132,9 +133,29 @@ impl Inodes {
         self.insert(ino, parent, entry, lookups);
     }
 
-    /// The inode under a name, if the kernel knows it.
+    /// The inode under a file name, if the kernel knows it.
     pub fn named(&self, parent: Ino, file: &str) -> Option<Ino> {
         self.by_name.get(&(parent, Arc::from(file))).copied()
+    }
+
+    /// The inode of a child by its name in QEMU, if the kernel knows it.
+    pub fn child(&self, parent: Ino, name: &str) -> Option<Ino> {
+        let is_it = |ino: &Ino| {
+            let node = self.nodes.get(ino);
+            node.is_some_and(|n| {
+                n.parent == parent && !n.dead && n.entry.kind == Kind::Child && *n.entry.name == *name
+            })
+        };
+        let likely = self.named(parent, &file_name(name)).filter(is_it);
+        // Its file name may have been another's first.
+        likely.or_else(|| {
+            let odd = is_odd(name);
+            if odd {
+                self.nodes.keys().copied().find(is_it)
+            } else {
+                None
+            }
+        })
     }
 
     /// What an inode stands for; `None` when that is gone, with or without its parents.

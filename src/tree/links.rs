@@ -1,6 +1,7 @@
 //! Links: what they read as.
 
-use super::names::file_name;
+use super::listing::Listing;
+use super::names::is_odd;
 use super::{Ino, Process, Result, Tree};
 use crate::qom::{Kind, Path, Request};
 
@@ -8,21 +9,32 @@ use crate::qom::{Kind, Path, Request};
 const TARGET_MAX: usize = 4095;
 
 /// The text of a link that is shown as `file` in the directory of `object`: relative, with one
-/// `..` per level, so that it resolves wherever the mount is.
-pub fn link_text(object: &Path, file: &str, target: &str) -> String {
+/// `..` per level, so that it resolves wherever the mount is. `shown_as` tells the file name of
+/// an object by its parent and name, `None` when it has none there.
+pub fn link_text(
+    object: &Path,
+    file: &str,
+    target: &str,
+    shown_as: impl Fn(&Path, &str) -> Option<String>,
+) -> String {
     if target.is_empty() {
         return format!("unset:[{file}]");
     }
-    let relative = Path::parse(target).map(|target| {
-        let mut parts: Vec<_> = object.names().map(|_| "..".into()).collect();
-        parts.extend(target.names().map(file_name));
-        if parts.is_empty() {
+    let relative = || {
+        let target = Path::parse(target)?;
+        let mut parts: Vec<String> = object.names().map(|_| "..".to_owned()).collect();
+        let mut at = Path::root();
+        for name in target.names() {
+            parts.push(shown_as(&at, name)?);
+            at = at.child(name)?;
+        }
+        Some(if parts.is_empty() {
             ".".to_owned()
         } else {
             parts.join("/")
-        }
-    });
-    match relative {
+        })
+    };
+    match relative() {
         Some(text) if text.len() <= TARGET_MAX => text,
         _ => format!("invalid:[{file}]"),
     }
@@ -35,6 +47,19 @@ pub fn is_unset(text: &str) -> bool {
 }
 
 impl Tree {
+    /// The file name of an object. That of an odd name is settled by its parent's listing only.
+    fn shown_as(&self, parent: &Path, name: &str) -> Option<String> {
+        if !is_odd(name) {
+            return Some(name.to_owned());
+        }
+        let properties = self.qom.request(Request::list(parent)).ok()?;
+        let listing = Listing::new(properties, &self.entries);
+        let mut children = listing.children().iter();
+        children
+            .find(|child| *child.name == *name)
+            .map(|child| child.file.to_string())
+    }
+
     /// Where a link leads.
     ///
     /// # Errors
@@ -51,7 +76,11 @@ impl Tree {
             Some(served) => served,
             None => self.qom.request(Request::get(&path, &entry.name)),
         };
-        let text = link_text(&path, &entry.file, &self.read(ino, answer)?);
+        let target = self.read(ino, answer)?;
+        self.still_there(ino)?;
+        let text = link_text(&path, &entry.file, &target, |parent, name| {
+            self.shown_as(parent, name)
+        });
         self.show_size(ino, text.len());
         Ok(text)
     }
@@ -59,11 +88,13 @@ impl Tree {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::file_name;
     use super::*;
     use proptest::prelude::*;
 
     fn text(object: &str, name: &str, target: &str) -> String {
-        link_text(&Path::parse(object).unwrap(), &file_name(name), target)
+        let shown_as = |_: &Path, name: &str| Some(file_name(name).into_owned());
+        link_text(&Path::parse(object).unwrap(), &file_name(name), target, shown_as)
     }
 
     #[test]

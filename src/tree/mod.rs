@@ -25,6 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
+use crate::qmp::Event;
 use crate::qom::{Kind, Path, Qom};
 
 use ahead::Ahead;
@@ -101,8 +102,9 @@ pub struct Tree {
 }
 
 impl Tree {
-    pub fn new(qom: Qom, settings: Settings) -> Tree {
-        Tree {
+    /// A tree that follows what the monitor of `qom` announces.
+    pub fn new(qom: Qom, settings: Settings) -> Arc<Tree> {
+        let tree = Arc::new(Tree {
             qom,
             started: SystemTime::now(),
             kernel: OnceLock::new(),
@@ -119,7 +121,14 @@ impl Tree {
             ahead: Ahead::default(),
             max_value: AtomicUsize::new(usize::MAX),
             settings,
-        }
+        });
+        let weak = Arc::downgrade(&tree);
+        tree.qom.monitor().on_event(Box::new(move |event| {
+            if let (Some(tree), Some(path)) = (weak.upgrade(), deleted_device(event)) {
+                tree.device_deleted(&path);
+            }
+        }));
+        tree
     }
 
     /// Says whom to tell of changes; before that, nobody is told.
@@ -243,6 +252,15 @@ impl Tree {
         }
     }
 
+    /// Makes sure that an answer is about what was asked: while it was on its way, QEMU may have
+    /// announced the end of the object, and another one have taken its path.
+    fn still_there(&self, ino: Ino) -> Result<()> {
+        match self.inodes.lock().get(ino) {
+            Some(_) => Ok(()),
+            None => Err(libc::ENOENT.into()),
+        }
+    }
+
     /// Remembers why something failed, and drops what is no longer true of it.
     fn failed(&self, ino: Ino, error: Error) -> Error {
         if let Some(words) = &error.words {
@@ -269,11 +287,12 @@ impl Tree {
         }
     }
 
-    /// QEMU says that the device at this path was unplugged.
-    pub fn device_deleted(&self, path: &Path) {
+    /// QEMU says that the device at this path was unplugged. Values fetched ahead may be its own.
+    fn device_deleted(&self, path: &Path) {
+        self.ahead.wrote();
         let mut at = ROOT;
         for name in path.names() {
-            let Some(below) = self.inodes.lock().named(at, &file_name(name)) else {
+            let Some(below) = self.inodes.lock().child(at, name) else {
                 // Not known to the kernel; its parent's listing may still hold it.
                 return self.listings.drop_one(at);
             };
@@ -290,4 +309,11 @@ impl Tree {
         self.qom.meet();
         *self.descriptions.lock() = Descriptions::default();
     }
+}
+
+fn deleted_device(event: &Event) -> Option<Path> {
+    if event.name != "DEVICE_DELETED" {
+        return None;
+    }
+    Path::parse(event.data.get("path")?.as_str()?)
 }

@@ -26,6 +26,12 @@ pub fn file_name(name: &str) -> Cow<'_, str> {
     shown
 }
 
+/// Whether the name may be shown under another file name than its own, by its own doing or by
+/// that of another name in the same listing.
+pub fn is_odd(name: &str) -> bool {
+    name.contains('~') || name.contains(r"\x") || *file_name(name) != *name
+}
+
 /// Gives every name of a listing, in order, a file name of its own.
 pub fn file_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Cow<'a, str>> {
     let mut shown: Vec<Cow<'a, str>> = names.into_iter().map(file_name).collect();
