@@ -87,6 +87,11 @@ fn machine(pid: u32, line: &[u8], directory: &Path) -> Option<Machine> {
         let is_qmp = mon.get("mode") == Some("control");
         is_qmp.then(|| by_id(id).map(|socket| socket.at(directory)))?
     }));
+    monitors.extend(values("object").filter_map(|text| {
+        let object = Options::of_object(&text)?;
+        let is_qmp = object.get("qom-type").unwrap_or(&object.first) == "monitor-qmp";
+        is_qmp.then(|| by_id(object.get("chardev")?).map(|socket| socket.at(directory)))?
+    }));
     let name = values("name").next().map(|text| {
         let options = Options::new(&text);
         options.get("guest").unwrap_or(&options.first).to_owned()
@@ -130,6 +135,19 @@ impl Options {
             }
         }
         Options { first, pairs }
+    }
+
+    /// An `-object`, which may be given as JSON too.
+    fn of_object(text: &str) -> Option<Options> {
+        if !text.starts_with('{') {
+            return Some(Options::new(text));
+        }
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+        let pair = |(name, value): (String, serde_json::Value)| Some((name, value.as_str()?.to_owned()));
+        Some(Options {
+            first: String::new(),
+            pairs: object.into_iter().filter_map(pair).collect(),
+        })
     }
 
     /// A `-chardev` if it is a socket on which QEMU listens, or one that it got open.
@@ -247,6 +265,16 @@ mod tests {
                 "qemu -chardev socket,id=m,host=::1,port=7,server=on -qmp chardev:m",
                 None,
                 at(&["tcp:[::1]:7"]),
+            ),
+            (
+                "qemu -chardev socket,id=c,path=/a,server=on -object monitor-qmp,id=m,chardev=c",
+                None,
+                at(&["/a"]),
+            ),
+            (
+                r#"qemu -chardev socket,id=c,path=/a,server=on -object {"qom-type":"monitor-qmp","chardev":"c"}"#,
+                None,
+                at(&["/a"]),
             ),
         ] {
             assert_eq!(found(line), Some((name.map(str::to_owned), monitors)), "{line}");

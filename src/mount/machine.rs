@@ -73,7 +73,8 @@ pub fn start(command: &[OsString]) -> Result<(Machine, RawFd), StartError> {
     process
         .args(arguments)
         .args(["-chardev", &format!("socket,id=qom-fuse,fd={inherited}")])
-        .args(["-mon", "chardev=qom-fuse,mode=control"]);
+        // The same as `-mon chardev=qom-fuse,mode=control`, of which QEMU 11.1 complains.
+        .args(["-qmp", "chardev:qom-fuse"]);
     // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
     unsafe {
         process.pre_exec(move || match libc::fcntl(inherited, libc::F_SETFD, 0) {

@@ -121,19 +121,22 @@ impl Tree {
             Some(What::Entry { parent, entry, .. }) => (parent, entry.file.clone()),
             _ => (ino, "".into()),
         };
+        // Objects without children come in rows: then two ahead leave QEMU no pause. Otherwise
+        // what comes after the next one is not known.
+        let depth = if listing.children().is_empty() { 2 } else { 1 };
         let mut walks = self.walks.lock();
         let walk = walks.of(process);
         walk.listed(ino, parent, &file, listing);
         match walk.pace() {
             None => {}
             Some(Pace::Listing) => {
-                let next = walk.next_objects(1);
+                let next = walk.next_objects(depth);
                 drop(walks);
                 self.ask_objects(process, next, false);
             }
             Some(Pace::Reading) if self.qom.has_list_get() => {
                 let near = listing.values().len() <= NEAR_END;
-                let next = walk.next_objects(usize::from(near));
+                let next = walk.next_objects(if near { depth } else { 0 });
                 drop(walks);
                 self.ask_objects(process, next, true);
             }
