@@ -6,15 +6,13 @@
 mod common;
 
 use std::collections::HashSet;
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
-use common::child::{check, in_child};
 use common::sh::quote;
+use common::steps::{Doing, Seen, Step, act, now};
 use common::*;
 use serde_json::{Value, json};
 
@@ -25,108 +23,6 @@ const OBJECTS: usize = 12;
 const OPTIONS: [&str; 2] = ["-o", "timeout=60"];
 /// A property of an iothread that anyone may set at any time.
 const PROPERTY: &str = "poll-max-ns";
-
-/// Something that a process does with a mount.
-struct Step {
-    path: CString,
-    action: Doing,
-}
-
-enum Doing {
-    List,
-    Read,
-    Write(Vec<u8>),
-    Pause(Duration),
-}
-
-/// What came of a step that read or wrote; times are nanoseconds of the monotonic clock.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Seen {
-    step: usize,
-    start: u64,
-    end: u64,
-    text: [u8; 40],
-}
-
-impl Seen {
-    fn number(&self) -> u64 {
-        let text = self.text.split(|byte| *byte == b'\n' || *byte == 0).next();
-        let text = std::str::from_utf8(text.unwrap_or_default()).expect("a value in UTF-8");
-        text.parse().unwrap_or_else(|_| panic!("not a number: {text}"))
-    }
-}
-
-impl Step {
-    fn new(path: &Path, action: Doing) -> Step {
-        let path = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
-        Step { path, action }
-    }
-}
-
-/// Carries steps out in one process of their own, for the mount judges by process.
-#[track_caller]
-fn act(steps: &[Step]) -> Vec<Seen> {
-    let mut buffer = vec![0_u8; 64 * 1024];
-    let bytes = in_child("a walk", Duration::from_secs(120), |sink| {
-        for (step, Step { path, action }) in steps.iter().enumerate() {
-            let mut seen = Seen {
-                step,
-                start: now(),
-                end: 0,
-                text: [0; 40],
-            };
-            let open = |flags| check(unsafe { libc::open(path.as_ptr(), flags) } as isize);
-            let fd = match action {
-                Doing::List => open(libc::O_RDONLY | libc::O_DIRECTORY)?,
-                Doing::Read => open(libc::O_RDONLY)?,
-                Doing::Write(_) => open(libc::O_WRONLY)?,
-                Doing::Pause(time) => {
-                    unsafe { libc::usleep(time.as_micros() as u32) };
-                    continue;
-                }
-            } as i32;
-            match action {
-                Doing::List => {
-                    let read = || unsafe {
-                        libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len())
-                    };
-                    let mut read = read;
-                    while check(read() as isize)? > 0 {}
-                }
-                Doing::Read => {
-                    check(unsafe { libc::read(fd, seen.text.as_mut_ptr().cast(), seen.text.len()) })?;
-                }
-                Doing::Write(data) => {
-                    check(unsafe { libc::write(fd, data.as_ptr().cast(), data.len()) })?;
-                }
-                Doing::Pause(_) => {}
-            }
-            seen.end = now();
-            check(unsafe { libc::close(fd) } as isize)?;
-            if !matches!(action, Doing::List) {
-                sink.send((&raw const seen).cast(), size_of::<Seen>())?;
-            }
-        }
-        Ok(())
-    });
-    let bytes = bytes.unwrap_or_else(|errno| panic!("a step failed: errno {errno}"));
-    let records = bytes.chunks_exact(size_of::<Seen>());
-    // SAFETY: the child sent whole records, which are plain data.
-    records
-        .map(|record| unsafe { record.as_ptr().cast::<Seen>().read_unaligned() })
-        .collect()
-}
-
-fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a plain system call that fills the struct.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
 
 fn object(n: usize) -> String {
     format!("/objects/t{n}")

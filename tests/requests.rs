@@ -10,7 +10,7 @@ use common::qemu::Qemu;
 use common::sh::{quote, sh_start};
 use common::truth::Object;
 use common::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// How long nothing must happen for the daemon to take what follows for something new (design §5).
 const PAUSE: Duration = Duration::from_millis(250);
@@ -313,84 +313,6 @@ fn the_next_value_is_asked_for_before_this_one_came() {
     sh(&format!("grep -rs . {0}/machine/q35 >&2", rig.at("")));
     let most = rig.relay.most_in_flight();
     assert!((2..=3).contains(&most), "{most} requests at once");
-}
-
-/// The greeting of a QEMU that should have `qom-list-get`.
-const NEW: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 10}, "package": ""}, "capabilities": []}}"#;
-
-/// A scripted QEMU 10.1 or later over a tree.
-fn serve_new(tree: &ScriptedTree, dir: &tempfile::TempDir) -> Scripted {
-    let mut answer = tree.handler();
-    let greeting = format!("{NEW}\r\n").into_bytes();
-    Scripted::start_raw(
-        &dir.path().join("new.sock"),
-        greeting,
-        move |command, args| match command {
-            "qmp_capabilities" => Action::Return(json!({})),
-            _ => answer(command, args),
-        },
-    )
-}
-
-fn orchard() -> ScriptedTree {
-    let tree = ScriptedTree::new();
-    for object in ["/a", "/b", "/c", "/d", "/e"] {
-        tree.object(object);
-        for (name, value) in [("x", 1), ("y", 2), ("z", 3)] {
-            tree.prop(object, name, "int", json!(value));
-        }
-    }
-    tree
-}
-
-/// What `grep -r .` prints of the objects given, sorted.
-fn lines(objects: &[&str]) -> Vec<String> {
-    let of_object =
-        |object: &&str| ["type:container", "x:1", "y:2", "z:3"].map(|line| format!("{object}/{line}"));
-    let mut lines: Vec<_> = objects.iter().flat_map(of_object).collect();
-    lines.push("type:container".to_owned());
-    lines.sort();
-    lines
-}
-
-#[test]
-fn a_missing_command_is_remembered() {
-    let dir = tempfile::tempdir().expect("make a folder");
-    let server = serve_new(&orchard().with_list_get(false), &dir);
-    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60"]);
-    let mut tried = 0;
-    for run in 1..=3 {
-        let out = sh_in(mount.path(), "grep -r . | sort");
-        let mut printed = out.ok().lines();
-        printed.sort_unstable();
-        assert_eq!(printed, lines(&["a", "b", "c", "d", "e"]), "run {run}");
-        if run == 1 {
-            tried = server.count("qom-list-get");
-            assert!((1..=2).contains(&tried), "tried {tried} times");
-        }
-    }
-    assert_eq!(server.count("qom-list-get"), tried, "tried again");
-}
-
-#[test]
-fn an_object_that_vanishes_during_a_walk_harms_no_other() {
-    for list_get in [false, true] {
-        let tree = orchard().with_list_get(list_get);
-        // Still listed, but gone.
-        tree.remove("/c").prop("/", "c", "child<container>", json!("/c"));
-        let dir = tempfile::tempdir().expect("make a folder");
-        let server = if list_get {
-            serve_new(&tree, &dir)
-        } else {
-            tree.serve()
-        };
-        let mount = Mount::start(server.socket(), &[]);
-        let out = sh_in(mount.path(), "grep -r . | sort");
-        let mut printed = out.lines();
-        printed.sort_unstable();
-        assert_eq!(printed, lines(&["a", "b", "d", "e"]), "{out}");
-        assert!(out.stderr.contains("c: No such file or directory"), "{out}");
-    }
 }
 
 #[test]

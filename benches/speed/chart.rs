@@ -11,8 +11,8 @@ use crate::results::{Row, Table};
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const WIDTH: i32 = 940;
-const LEFT: i32 = 390;
+const WIDTH: i32 = 900;
+const LEFT: i32 = 360;
 const RIGHT: i32 = 60;
 const TOP: i32 = 84;
 const BAR: i32 = 18;
@@ -48,10 +48,10 @@ pub fn draw(path: &Path, tables: &[Table]) -> Result<()> {
     let most = groups
         .iter()
         .flat_map(|(_, bars)| bars)
-        .map(|bar| bar.row.times.range().1.max(bar.limit))
+        .map(|bar| bar.row.times.ratio().max(bar.limit))
         .fold(2.0, f64::max);
     let scale = Scale {
-        most: (most * 4.0).ceil() / 4.0,
+        most: (most * 2.0).floor() / 2.0 + 0.5,
     };
 
     text(
@@ -107,13 +107,14 @@ fn groups(tables: &[Table]) -> Vec<(String, Vec<Bar<'_>>)> {
     groups
 }
 
+/// From ratios to places; what is beyond the greatest ends there.
 struct Scale {
     most: f64,
 }
 
 impl Scale {
     fn x(&self, ratio: f64) -> i32 {
-        LEFT + (f64::from(WIDTH - LEFT - RIGHT) * ratio / self.most).round() as i32
+        LEFT + (f64::from(WIDTH - LEFT - RIGHT) * ratio.min(self.most) / self.most).round() as i32
     }
 }
 
@@ -134,15 +135,12 @@ fn axis(area: &Area, scale: &Scale, bottom: i32) -> Result<()> {
             HPos::Center,
         )?;
     }
-    let y = bottom + 34;
-    area.draw(&PathElement::new(
-        [(LEFT, y - 7), (LEFT, y + 7)],
-        LIMIT.stroke_width(3),
-    ))?;
-    text(area, "the limit", (LEFT + 8, y), 12, QUIET, HPos::Left)?;
-    let x = LEFT + 90;
+    let (x, y) = (20, bottom + 36);
+    area.draw(&PathElement::new([(x, y - 7), (x, y + 7)], LIMIT.stroke_width(3)))?;
+    text(area, "the limit", (x + 8, y), 12, QUIET, HPos::Left)?;
+    let x = x + 90;
     area.draw(&PathElement::new([(x, y), (x + 24, y)], INK))?;
-    let meaning = "from the least to the greatest ratio of two runs in turn; the bar is that of the medians";
+    let meaning = "from the least to the greatest ratio of two runs that followed each other; the bars are ratios of medians";
     text(area, meaning, (x + 32, y), 12, QUIET, HPos::Left)
 }
 

@@ -57,6 +57,12 @@ impl Times {
         median(&self.ours) / median(&self.minimal)
     }
 
+    /// The same for the best run of each, which other work on the machine spoils least.
+    pub fn ratio_of_bests(&self) -> f64 {
+        let best = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+        best(&self.ours) / best(&self.minimal)
+    }
+
     /// The least and the greatest ratio of two runs that followed each other.
     pub fn range(&self) -> (f64, f64) {
         let ratios = || {

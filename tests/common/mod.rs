@@ -20,6 +20,7 @@ pub mod server;
 pub mod session;
 pub mod sh;
 pub mod shown;
+pub mod steps;
 pub mod tree;
 pub mod truth;
 
