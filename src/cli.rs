@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, CommandFactory, Parser};
 use log::LevelFilter;
 
 use crate::qmp::{Address, AddressError};
@@ -169,6 +169,11 @@ pub enum UsageError {
     NotUtf8(String),
     #[error("-o {0}: {1}")]
     Option(String, String),
+}
+
+/// The definition of the command line, from which the man page and the completions are made.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Reads a command line (the program's name first) and the environment.
@@ -423,7 +428,6 @@ mod tests {
 
     #[test]
     fn definition_is_consistent() {
-        use clap::CommandFactory;
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 }
