@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, CommandFactory, Parser};
+use clap::{ArgAction, CommandFactory, Parser, ValueHint};
 use log::LevelFilter;
 
 use crate::qmp::{Address, AddressError};
@@ -174,6 +174,10 @@ pub enum UsageError {
 /// The definition of the command line, from which the man page and the completions are made.
 pub fn command() -> clap::Command {
     Arguments::command()
+        .mut_arg("paths", |paths| paths.value_hint(ValueHint::AnyPath))
+        .mut_arg("command", |command| command.value_hint(ValueHint::AnyPath))
+        .mut_arg("socket", |socket| socket.value_hint(ValueHint::AnyPath))
+        .mut_arg("log_file", |file| file.value_hint(ValueHint::FilePath))
 }
 
 /// Reads a command line (the program's name first) and the environment.

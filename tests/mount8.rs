@@ -5,7 +5,6 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use common::sh::quote;
 use common::*;
@@ -54,7 +53,7 @@ fn mount_and_umount() {
             "mount -t fuse.qom-fuse $sock $PWD/mnt -o ro,allow_other
              findmnt -rn -o FSTYPE,SOURCE,TARGET mnt
              findmnt -rn -o VFS-OPTIONS,FS-OPTIONS mnt
-             mount -t fuse.qom-fuse
+             mount -t fuse.qom-fuse | grep -F \" on $PWD/mnt \"
              cat mnt/machine/type
              if echo off > mnt/machine/graphics; then exit 1; fi
              umount mnt
@@ -129,7 +128,7 @@ fn fstab() {
              mount --fstab fstab --all
              mount --fstab fstab --all
              findmnt -rn mnt | wc -l
-             findmnt -rn other | wc -l
+             ! findmnt -rn other
              pgrep -xo qom-fuse | wc -l
              cat mnt/machine/type
              umount mnt; waited gone; waited ended
