@@ -143,7 +143,6 @@ fn fstab() {
             [
                 format!("{socket} fuse.qom-fuse").as_str(),
                 "1",
-                "0",
                 "1",
                 "none-machine"
             ]
