@@ -32,13 +32,18 @@ as_root() {
 wanted_from() {
     case $1 in
         attr) echo getfattr ;;
+        bsdextrautils) echo col ;;
+        bsdutils) echo script ;;
         ca-certificates) echo /etc/ssl/certs/ca-certificates.crt ;;
         debian-archive-keyring) echo /usr/share/keyrings/debian-archive-keyring.gpg ;;
         fuse3) echo fusermount3 ;;
+        groff-base) echo groff ;;
         libc6-dev) echo /usr/include/stdio.h ;;
+        man-db) echo man ;;
         procps) echo pgrep ;;
         qemu-system-x86) echo qemu-system-x86_64 ;;
         rust-clippy) echo cargo-clippy ;;
+        systemd) echo systemd-analyze ;;
         util-linux) echo findmnt ;;
         *) echo "$1" ;;
     esac

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, CommandFactory, Parser, ValueHint};
 use log::LevelFilter;
 
 use crate::qmp::{Address, AddressError};
@@ -169,6 +169,15 @@ pub enum UsageError {
     NotUtf8(String),
     #[error("-o {0}: {1}")]
     Option(String, String),
+}
+
+/// The definition of the command line, from which the man page and the completions are made.
+pub fn command() -> clap::Command {
+    Arguments::command()
+        .mut_arg("paths", |paths| paths.value_hint(ValueHint::AnyPath))
+        .mut_arg("command", |command| command.value_hint(ValueHint::AnyPath))
+        .mut_arg("socket", |socket| socket.value_hint(ValueHint::AnyPath))
+        .mut_arg("log_file", |file| file.value_hint(ValueHint::FilePath))
 }
 
 /// Reads a command line (the program's name first) and the environment.
@@ -423,7 +432,6 @@ mod tests {
 
     #[test]
     fn definition_is_consistent() {
-        use clap::CommandFactory;
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 }
