@@ -22,6 +22,7 @@ pub mod sh;
 pub mod shown;
 pub mod tree;
 pub mod truth;
+pub mod user;
 
 pub use child::{read_file, write_file};
 pub use held::Held;
@@ -34,3 +35,4 @@ pub use session::Session;
 pub use sh::{Out, sh, sh_deadline, sh_in};
 pub use tree::ScriptedTree;
 pub use truth::{QmpError, Truth};
+pub use user::User;
