@@ -3,62 +3,15 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use common::child::lstat;
 use common::proc::signal;
-use common::sh::{Out, quote};
 use common::*;
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
-
-/// A session of an ordinary user: whoever runs the tests or, if that is root, nobody.
-struct User {
-    session: Session,
-    id: u32,
-    as_user: &'static str,
-}
-
-impl User {
-    #[track_caller]
-    fn new(qemu: &Qemu) -> User {
-        let session = Session::new();
-        // SAFETY: a plain system call.
-        let own = unsafe { libc::getuid() };
-        let id = if own == 0 { 65534 } else { own };
-        let as_user = if own == 0 {
-            "setpriv --reuid=65534 --regid=65534 --clear-groups"
-        } else {
-            ""
-        };
-        // What is the tests' own is opened to the user: their folder, a copy of the program, QEMU's socket.
-        fs::copy(env!("CARGO_BIN_EXE_qom-fuse"), session.dir().join("qom-fuse")).expect("copy the program");
-        let open =
-            |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("open up");
-        open(session.dir(), 0o711);
-        open(qemu.dir(), 0o711);
-        open(&qemu.socket(), 0o777);
-        if own == 0 && lstat("/dev/fuse").expect("/dev/fuse").st_mode & 0o006 != 0o006 {
-            open(Path::new("/dev/fuse"), 0o666); // as udev makes it wherever there is udev
-        }
-        chown(session.mnt(), Some(id), Some(id)).expect("give the mount point away");
-        session
-            .run(&format!("ln -s {} vm.sock", quote(qemu.socket())))
-            .ok();
-        User { session, id, as_user }
-    }
-
-    /// Runs a script as the user.
-    #[track_caller]
-    fn run(&self, script: &str) -> Out {
-        let script = format!("export PATH=$PWD:$PATH\n{script}");
-        self.session
-            .run(&format!("exec {} bash -c {}", self.as_user, quote(script)))
-    }
-}
 
 #[test]
 fn an_ordinary_user_mounts_reads_writes_and_unmounts() {

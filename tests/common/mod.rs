@@ -23,6 +23,7 @@ pub mod shown;
 pub mod steps;
 pub mod tree;
 pub mod truth;
+pub mod user;
 
 pub use child::{read_file, write_file};
 pub use held::Held;
@@ -35,3 +36,4 @@ pub use session::Session;
 pub use sh::{Out, sh, sh_deadline, sh_in};
 pub use tree::ScriptedTree;
 pub use truth::{QmpError, Truth};
+pub use user::User;
