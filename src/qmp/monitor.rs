@@ -50,6 +50,8 @@ struct Current {
     connection: Arc<Connection>,
     /// Attempts made since the connection was lost.
     attempts: u64,
+    /// When the first request began to wait for the attempt under way.
+    awaited: Option<Instant>,
     hurry: bool,
     ended: bool,
 }
@@ -98,6 +100,7 @@ impl Monitor {
             current: Mutex::new(Current {
                 connection,
                 attempts: 0,
+                awaited: None,
                 hurry: false,
                 ended: false,
             }),
@@ -171,7 +174,9 @@ impl Monitor {
             let attempt = current.attempts;
             current.hurry = true;
             self.inner.changed.notify_all();
-            let until = Instant::now() + ACCESS_WAITS.min(self.inner.timeout);
+            // Counted from the first that waits: an attempt that hangs holds up nobody after.
+            let since = *current.awaited.get_or_insert_with(Instant::now);
+            let until = since + ACCESS_WAITS.min(self.inner.timeout);
             while current.attempts == attempt && !current.ended {
                 if self.inner.changed.wait_until(&mut current, until).timed_out() {
                     break;
@@ -213,6 +218,7 @@ impl Inner {
             let attempt = Connection::open(&self.address, self.timeout, self.bell.clone());
             let mut current = self.current.lock();
             current.attempts += 1;
+            current.awaited = None;
             current.hurry = false;
             let back = attempt.is_ok();
             match attempt {

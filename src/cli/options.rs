@@ -1,0 +1,133 @@
+//! The words of `-o`.
+
+use std::time::Duration;
+
+use super::UsageError;
+
+/// What `-o` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MountOptions {
+    pub read_only: bool,
+    pub allow_other: bool,
+    pub allow_root: bool,
+    /// None: when others are let in.
+    pub default_permissions: Option<bool>,
+    pub fsname: Option<String>,
+    pub subtype: String,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub umask: u32,
+    pub entry_timeout: Duration,
+    pub timeout: Duration,
+    pub reconnect: bool,
+    pub readahead: bool,
+    pub no_exec: bool,
+    pub no_atime: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        MountOptions {
+            read_only: false,
+            allow_other: false,
+            allow_root: false,
+            default_permissions: None,
+            fsname: None,
+            subtype: "qom-fuse".into(),
+            uid: None,
+            gid: None,
+            umask: 0,
+            entry_timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(10),
+            reconnect: false,
+            readahead: true,
+            no_exec: false,
+            no_atime: false,
+        }
+    }
+}
+
+/// Cuts at commas; `\,` is a comma within a word, as for fusermount3.
+pub(super) fn split_words(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        let word = words.len() - 1;
+        match c {
+            '\\' => words[word].extend(chars.next()),
+            ',' => words.push(String::new()),
+            c => words[word].push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+impl MountOptions {
+    /// Takes one word of `-o`.
+    pub(super) fn set(&mut self, word: &str) -> Result<(), UsageError> {
+        let bad = |why: &str| UsageError::Option(word.to_owned(), why.to_owned());
+        if let Some((name, value)) = word.split_once('=') {
+            let number = |radix| u32::from_str_radix(value, radix).map_err(|_| bad("not a number"));
+            match name {
+                "fsname" => self.fsname = Some(value.to_owned()),
+                "subtype" => self.subtype = value.to_owned(),
+                "uid" => self.uid = Some(number(10)?),
+                "gid" => self.gid = Some(number(10)?),
+                "umask" => match number(8)? {
+                    umask if umask <= 0o777 => self.umask = umask,
+                    _ => return Err(bad("at most 777")),
+                },
+                "entry_timeout" => {
+                    self.entry_timeout = seconds(value).ok_or_else(|| bad("not a number of seconds"))?
+                }
+                "timeout" => {
+                    self.timeout = seconds(value)
+                        .filter(|t| !t.is_zero())
+                        .ok_or_else(|| bad("not a number of seconds above 0"))?;
+                }
+                name if name.starts_with("x-") || name == "comment" => {}
+                _ => return Err(bad("unknown option (see --help)")),
+            }
+            return Ok(());
+        }
+        match word {
+            "ro" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "allow_other" => self.allow_other = true,
+            "allow_root" => self.allow_root = true,
+            "default_permissions" => self.default_permissions = Some(true),
+            "no_default_permissions" => self.default_permissions = Some(false),
+            "reconnect" => self.reconnect = true,
+            "no_readahead" => self.readahead = false,
+            "noexec" => self.no_exec = true,
+            "exec" => self.no_exec = false,
+            "noatime" => self.no_atime = true,
+            "atime" => self.no_atime = false,
+            // Always so, or without meaning here, but mount(8) and fstab hand them on.
+            "auto_unmount" | "defaults" | "dev" | "nodev" | "suid" | "nosuid" | "sync" | "async"
+            | "dirsync" | "diratime" | "nodiratime" | "relatime" | "norelatime" | "strictatime"
+            | "nostrictatime" | "lazytime" | "nolazytime" | "auto" | "noauto" | "user" | "nouser"
+            | "users" | "owner" | "group" | "_netdev" | "nofail" | "silent" | "loud" | "mand" | "nomand"
+            | "iversion" | "noiversion" => {}
+            word if word.starts_with("x-") => {}
+            _ => return Err(bad("unknown option (see --help)")),
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel judges by owner and mode: always when others are let in, unless the
+    /// user says otherwise.
+    pub fn kernel_judges(&self) -> bool {
+        self.default_permissions
+            .unwrap_or(self.allow_other || self.allow_root)
+    }
+}
+
+/// A time in seconds, with decimals; at most a year.
+fn seconds(text: &str) -> Option<Duration> {
+    let seconds: f64 = text.parse().ok()?;
+    (0.0..=31_536_000.0)
+        .contains(&seconds)
+        .then(|| Duration::from_secs_f64(seconds))
+}
