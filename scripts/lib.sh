@@ -36,6 +36,7 @@ wanted_from() {
         bsdutils) echo script ;;
         ca-certificates) echo /etc/ssl/certs/ca-certificates.crt ;;
         debian-archive-keyring) echo /usr/share/keyrings/debian-archive-keyring.gpg ;;
+        dpkg-dev) echo dpkg-shlibdeps ;;
         fuse3) echo fusermount3 ;;
         groff-base) echo groff ;;
         libc6-dev) echo /usr/include/stdio.h ;;
