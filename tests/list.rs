@@ -144,6 +144,7 @@ fn the_command_that_is_shown_works() {
     let session = Session::new();
     let script = format!(
         "mount -t proc proc /proc
+         umount --all --lazy --types fuse.qom-fuse # or this copy would keep other tests' mounts
          qom-fuse --list
          {} -M none -display none -nodefaults -S -name only -qmp unix:only.sock,server=on,wait=off &
          for i in {{1..300}}; do [ -S only.sock ] && break; sleep 0.05; done
