@@ -38,11 +38,14 @@ enum Output {
 
 /// Starts the log at `level` (`RUST_LOG` overrides it), to stderr.
 pub fn start(level: LevelFilter) {
-    let filter = env_logger::Builder::new()
-        .filter_level(LevelFilter::Error)
-        .filter_module("qom_fuse", level)
-        .parse_default_env()
-        .build();
+    let mut filter = env_logger::Builder::new();
+    filter.filter_level(LevelFilter::Error);
+    match std::env::var_os("RUST_LOG") {
+        // Beside a level for this module, a bare one would say nothing of it.
+        Some(text) if !text.is_empty() => filter.parse_default_env(),
+        _ => filter.filter_module("qom_fuse", level),
+    };
+    let filter = filter.build();
     let most = filter.filter();
     let logger = LOGGER.get_or_init(|| Logger {
         filter,

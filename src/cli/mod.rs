@@ -35,7 +35,8 @@ Examples:
   fusermount3 -u mnt
 
 Exit status: 0 when mounted (in the foreground: when unmounted again), 1 for any error; with
-a QEMU command that of QEMU, 128+N when signal N killed it, 127 when there is no such command.";
+a QEMU command that of QEMU, 128+N when signal N killed it, 127 when there is no such command,
+126 when it cannot be run.";
 
 /// Mount the QEMU Object Model of a running machine as a filesystem.
 #[derive(Debug, Parser)]

@@ -313,6 +313,7 @@ impl Shared {
                     flags = libc::MSG_NOSIGNAL;
                     let _ = self.socket.set_write_timeout(Some(left));
                 }
+                Err(e) if is_end(&e) => return Err(Error::Closed(Arc::new(Closed::Eof))),
                 Err(e) => return Err(Error::Closed(Arc::new(Closed::Io(e.to_string())))),
             }
         }
@@ -364,6 +365,12 @@ impl Shared {
     }
 }
 
+/// A peer that ended, with or without having read all that we sent.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
 /// The reader thread: every line until the end of the connection.
 fn read_all(shared: &Shared, mut lines: LineReader<Incoming>, listener: &dyn Listener) {
     let why = catch_unwind(AssertUnwindSafe(|| read_lines(shared, &mut lines, listener)))
@@ -377,7 +384,7 @@ fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn 
         let line = match lines.next() {
             Ok(Some(line)) => line,
             Ok(None) => return Closed::Eof,
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Closed::Eof,
+            Err(e) if is_end(&e) => return Closed::Eof,
             Err(e) if e.kind() == io::ErrorKind::InvalidData => return Closed::Garbage(e.to_string()),
             Err(e) => return Closed::Io(e.to_string()),
         };
