@@ -58,6 +58,7 @@ fn main() -> io::Result<ExitCode> {
     Ok(if report.all_met() {
         ExitCode::SUCCESS
     } else {
+        eprintln!("not every limit was met: see the last column");
         ExitCode::FAILURE
     })
 }

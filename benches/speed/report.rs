@@ -56,6 +56,12 @@ impl Report {
             self.load_before,
             load(),
         );
+        if self.load_before.parse().is_ok_and(|load: f64| load > 1.0) {
+            text.push_str(
+                "\n**The machine was busy with other work when this run began: requests and bytes are exact all the \
+                 same, but the times and ratios say little.**\n",
+            );
+        }
         for table in &self.tables {
             text.push('\n');
             text.push_str(&table_text(table));
