@@ -191,15 +191,16 @@ fn ten_thousand_levels() {
     assert_eq!(read_file(mount.join("o/deep")), Err(libc::EIO));
     // Objects in objects: a walker gets as far as it likes, or is refused.
     let script = format!(
-        "cd {} && timeout -s INT 40 find down -name o -printf '%d\\n' 2>&1 | tail -n 1",
+        "cd {} && timeout -s INT 10 find down -name o -printf '%d\\n' 2>&1 | sort -n | sed -n '1p;$p'",
         quote(mount.path())
     );
     let out = sh_deadline(&script, LONG);
     eprintln!("objects in objects: {}", out.text());
-    assert!(!out.text().is_empty());
+    let deepest = out.lines().last().and_then(|line| line.parse().ok());
+    assert!(deepest > Some(100), "{out}");
     sh_deadline(
         &format!(
-            "cd {}/down; for i in {{1..300}}; do cd o || exit; done; cat good; readlink l | wc -c",
+            "cd {}/down; for i in {{1..60}}; do cd o || exit; done; cat good; readlink l | wc -c",
             quote(mount.path())
         ),
         LONG,
@@ -249,13 +250,15 @@ fn floods_of_events() {
             scope.spawn(|| server.send_raw(flood.as_bytes()));
             for _ in 0..20 {
                 let start = Instant::now();
-                assert_eq!(
-                    read_file(mount.join("o/good")).as_deref(),
-                    Ok(b"good\n".as_slice())
-                );
+                let read = read_file(mount.join("o/good"));
+                // An object that goes while it is looked at may be gone.
+                let gone = number == 2 && read == Err(libc::ENOENT);
+                assert!(gone || read.as_deref() == Ok(b"good\n".as_slice()), "{read:?}");
                 assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
             }
         });
+        assert!(wait_until(SOON, || read_file(mount.join("o/good")).is_ok()));
+        thread::sleep(Duration::from_millis(500));
         watch.is_bounded(&format!("events of kind {number}"));
         still_serves(&mount);
     }
