@@ -36,7 +36,7 @@ for ((end = 0; end < CYCLES; end++)); do
         1) kill -TERM $(serving) ;;
         2) cd mnt/machine && fusermount3 -uz "$TEST_SESSION/mnt"; cd "$TEST_SESSION" ;;
         3) kill -KILL $(serving) ;;
-        4) kill -INT $(serving) & fusermount3 -u mnt 2>/dev/null; wait ;;
+        4) pid=$(serving); kill -INT $pid & fusermount3 -u mnt 2>/dev/null; wait ;; # whoever is first
     esac
     for ((try = 0; try < 1000; try++)); do mountpoint -q mnt || break; sleep 0.01; done
     for ((try = 0; try < 1000; try++)); do [[ -z $(serving) ]] && break; sleep 0.01; done

@@ -241,8 +241,8 @@ fn resident(pid: u32) -> i64 {
 #[track_caller]
 fn load(which: Which) {
     let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=x"]);
+    let mount = Mount::start(&qemu.socket(), &[]); // first, for QEMU shows who is connected
     let expected = Expected::learn(qemu.truth());
-    let mount = Mount::start(&qemu.socket(), &[]);
     let (mount, expected) = (&mount, &expected);
     let end = Instant::now() + WARM_UP + duration();
     let (read, written, plugged) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
