@@ -50,7 +50,7 @@ impl Watch {
 
     /// The most that it ever took is within bounds.
     #[track_caller]
-    fn is_bounded(mut self, what: &str) {
+    fn stayed_small(mut self, what: &str) {
         thread::sleep(Duration::from_millis(20));
         self.done.store(true, Ordering::Relaxed);
         self.thread.take().map(JoinHandle::join);
@@ -157,7 +157,7 @@ fn an_object_with_a_hundred_thousand_properties() {
             Ok(()),
             "{kind}"
         );
-        watch.is_bounded(&format!("100,000 properties {kind}"));
+        watch.stayed_small(&format!("100,000 properties {kind}"));
         still_serves(&mount);
     }
 }
@@ -205,7 +205,7 @@ fn ten_thousand_levels() {
         ),
         LONG,
     );
-    watch.is_bounded("10,000 levels");
+    watch.stayed_small("10,000 levels");
     still_serves(&mount);
 }
 
@@ -225,7 +225,7 @@ fn lines_without_an_end() {
         mount.wait_unmounted(SOON);
         assert_eq!(mount.wait_exit(SOON).code(), Some(1), "{}", mount.log());
         log_is_clean(&mount);
-        watch.is_bounded("an endless line");
+        watch.stayed_small("an endless line");
     }
 }
 
@@ -259,7 +259,7 @@ fn floods_of_events() {
         });
         assert!(wait_until(SOON, || read_file(mount.join("o/good")).is_ok()));
         thread::sleep(Duration::from_millis(500));
-        watch.is_bounded(&format!("events of kind {number}"));
+        watch.stayed_small(&format!("events of kind {number}"));
         still_serves(&mount);
     }
 }
@@ -297,7 +297,7 @@ fn events_that_cannot_be_decoded_and_errors_with_control_characters() {
         "{} bytes",
         said.len()
     );
-    watch.is_bounded("evil texts");
+    watch.stayed_small("evil texts");
     still_serves(&mount);
 }
 
@@ -340,7 +340,7 @@ fn values_of_sixty_mebibytes_at_once() {
     }
     assert!(held.iter().any(Result::is_ok) && held.iter().any(Result::is_err));
     drop(held);
-    watch.is_bounded("values of 60 MiB");
+    watch.stayed_small("values of 60 MiB");
     still_serves(&mount);
 }
 
@@ -371,6 +371,6 @@ fn descriptions_without_end() {
         LONG,
     );
     assert!(types.load(Ordering::Relaxed) >= 1);
-    watch.is_bounded("descriptions");
+    watch.stayed_small("descriptions");
     still_serves(&mount);
 }
