@@ -50,7 +50,7 @@ impl Watch {
 
     /// The most that it ever took is within bounds.
     #[track_caller]
-    fn is_bounded(mut self, what: &str) {
+    fn stayed_small(mut self, what: &str) {
         thread::sleep(Duration::from_millis(20));
         self.done.store(true, Ordering::Relaxed);
         self.thread.take().map(JoinHandle::join);
@@ -157,7 +157,7 @@ fn an_object_with_a_hundred_thousand_properties() {
             Ok(()),
             "{kind}"
         );
-        watch.is_bounded(&format!("100,000 properties {kind}"));
+        watch.stayed_small(&format!("100,000 properties {kind}"));
         still_serves(&mount);
     }
 }
@@ -191,20 +191,21 @@ fn ten_thousand_levels() {
     assert_eq!(read_file(mount.join("o/deep")), Err(libc::EIO));
     // Objects in objects: a walker gets as far as it likes, or is refused.
     let script = format!(
-        "cd {} && timeout -s INT 40 find down -name o -printf '%d\\n' 2>&1 | tail -n 1",
+        "cd {} && timeout -s INT 10 find down -name o -printf '%d\\n' 2>&1 | sort -n | sed -n '1p;$p'",
         quote(mount.path())
     );
     let out = sh_deadline(&script, LONG);
     eprintln!("objects in objects: {}", out.text());
-    assert!(!out.text().is_empty());
+    let deepest = out.lines().last().and_then(|line| line.parse().ok());
+    assert!(deepest > Some(100), "{out}");
     sh_deadline(
         &format!(
-            "cd {}/down; for i in {{1..300}}; do cd o || exit; done; cat good; readlink l | wc -c",
+            "cd {}/down; for i in {{1..60}}; do cd o || exit; done; cat good; readlink l | wc -c",
             quote(mount.path())
         ),
         LONG,
     );
-    watch.is_bounded("10,000 levels");
+    watch.stayed_small("10,000 levels");
     still_serves(&mount);
 }
 
@@ -224,7 +225,7 @@ fn lines_without_an_end() {
         mount.wait_unmounted(SOON);
         assert_eq!(mount.wait_exit(SOON).code(), Some(1), "{}", mount.log());
         log_is_clean(&mount);
-        watch.is_bounded("an endless line");
+        watch.stayed_small("an endless line");
     }
 }
 
@@ -249,14 +250,16 @@ fn floods_of_events() {
             scope.spawn(|| server.send_raw(flood.as_bytes()));
             for _ in 0..20 {
                 let start = Instant::now();
-                assert_eq!(
-                    read_file(mount.join("o/good")).as_deref(),
-                    Ok(b"good\n".as_slice())
-                );
+                let read = read_file(mount.join("o/good"));
+                // An object that goes while it is looked at may be gone.
+                let gone = number == 2 && read == Err(libc::ENOENT);
+                assert!(gone || read.as_deref() == Ok(b"good\n".as_slice()), "{read:?}");
                 assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
             }
         });
-        watch.is_bounded(&format!("events of kind {number}"));
+        assert!(wait_until(SOON, || read_file(mount.join("o/good")).is_ok()));
+        thread::sleep(Duration::from_millis(500));
+        watch.stayed_small(&format!("events of kind {number}"));
         still_serves(&mount);
     }
 }
@@ -294,7 +297,7 @@ fn events_that_cannot_be_decoded_and_errors_with_control_characters() {
         "{} bytes",
         said.len()
     );
-    watch.is_bounded("evil texts");
+    watch.stayed_small("evil texts");
     still_serves(&mount);
 }
 
@@ -337,7 +340,7 @@ fn values_of_sixty_mebibytes_at_once() {
     }
     assert!(held.iter().any(Result::is_ok) && held.iter().any(Result::is_err));
     drop(held);
-    watch.is_bounded("values of 60 MiB");
+    watch.stayed_small("values of 60 MiB");
     still_serves(&mount);
 }
 
@@ -368,6 +371,6 @@ fn descriptions_without_end() {
         LONG,
     );
     assert!(types.load(Ordering::Relaxed) >= 1);
-    watch.is_bounded("descriptions");
+    watch.stayed_small("descriptions");
     still_serves(&mount);
 }

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 const SECOND: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(10);
 /// Listings that are kept this long must be dropped for another reason.
-const OPTIONS: [&str; 2] = ["-o", "reconnect,entry_timeout=60"];
+const OPTIONS: [&str; 3] = ["-v", "-o", "reconnect,entry_timeout=60"];
 
 fn folder() -> TempDir {
     tempfile::tempdir().expect("make a folder for a socket")
@@ -238,10 +238,9 @@ fn attempts_become_rare() {
     drop(refusing);
     let _server = Scripted::start_at(&path, tree.handler());
     assert_eq!(read(&mount, "type").as_deref(), Ok("container\n"));
-    assert_eq!(
-        mount.log().lines().count(),
-        3,
-        "mounted, lost, back: {}",
+    assert!(
+        mount.log().lines().count() < 8,
+        "not a line for each attempt: {}",
         mount.log()
     );
 }

@@ -1,0 +1,151 @@
+//! A QEMU that stops, and one that goes: who reads is told in time.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::sh::{quote, sh_start};
+use common::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const READERS: usize = 50;
+
+/// Readers of one file, and of many, while QEMU is stopped.
+#[track_caller]
+fn all_end_in_time(which: Which, options: &[&str], timeout: Duration) {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), options);
+    let point = quote(mount.path());
+    let files = sh(&format!(
+        "find {point}/machine -type f -name type | head -n {}",
+        READERS / 2
+    ));
+    let many: Vec<&str> = files.ok().lines();
+    assert_eq!(many.len(), READERS / 2);
+    sh(&format!(
+        "cat {}",
+        many.iter().map(quote).collect::<Vec<_>>().join(" ")
+    ))
+    .ok();
+    qemu.stop();
+    let start = Instant::now();
+    let readers: Vec<_> = (0..READERS)
+        .map(|number| {
+            let file = if number % 2 == 0 {
+                many[0]
+            } else {
+                many[number / 2]
+            };
+            sh_start(&format!("exec cat {}", quote(file)))
+        })
+        .collect();
+    let end = start + timeout + 2 * SECOND;
+    for reader in readers {
+        let out = reader.finish(end.saturating_duration_since(Instant::now()));
+        assert!(
+            out.status == 1 && out.stderr.contains("Connection timed out"),
+            "{out}"
+        );
+    }
+    assert!(start.elapsed() >= timeout, "{:?}", start.elapsed());
+    // What is known is told, and what is not is refused at once.
+    let start = Instant::now();
+    sh(&format!("ls {point} >/dev/null && cat {}", quote(many[1]))).fails();
+    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+    qemu.cont();
+    let kind = qemu.truth().get("/machine", "type").expect("a type");
+    let expected = format!("{}\n", kind.as_str().expect("text")).into_bytes();
+    let back = wait_until(10 * SECOND, || {
+        read_file(mount.join("machine/type")).as_ref() == Ok(&expected)
+    });
+    assert!(back, "it did not come back");
+    let out = sh(&format!(
+        "for f in {}; do cat \"$f\"; done",
+        many.iter().map(quote).collect::<Vec<_>>().join(" ")
+    ));
+    let truth: Vec<String> = many
+        .iter()
+        .map(|file| {
+            let object = file
+                .strip_prefix(mount.path().to_str().expect("UTF-8"))
+                .expect("in the mount");
+            let object = object.strip_suffix("/type").expect("a type");
+            let kind = qemu.truth().get(object, "type").expect("a type");
+            kind.as_str().expect("text").to_owned()
+        })
+        .collect();
+    assert_eq!(out.ok().lines(), truth, "somebody else's value");
+}
+
+#[test]
+fn fifty_readers_of_a_stopped_old_qemu() {
+    all_end_in_time(Which::Old, &["-o", "timeout=1"], SECOND);
+}
+
+#[test]
+fn fifty_readers_of_a_stopped_new_qemu() {
+    all_end_in_time(Which::New, &["-o", "timeout=1"], SECOND);
+}
+
+#[test]
+fn ten_seconds_unless_told_otherwise() {
+    all_end_in_time(Which::New, &[], 10 * SECOND);
+}
+
+#[test]
+fn a_qemu_that_goes_is_unmounted_within_two_seconds() {
+    for which in Which::ALL {
+        for stopped in [false, true] {
+            let qemu = Qemu::start(which, "none", &[]);
+            let mount = Mount::start_foreground(&qemu.socket(), &["-v"]);
+            let file = mount.join("machine/type");
+            let held = Held::open(&file, libc::O_RDONLY).expect("an open file");
+            assert_eq!(held.read(100).as_deref(), Ok(b"none-machine\n".as_slice()));
+            let writer = Held::open(mount.join("machine/kernel"), libc::O_WRONLY).expect("an open file");
+            let sitting = sh_start(&format!(
+                "cd {}/machine && while sleep 0.05; do cat type >/dev/null || exit 7; done",
+                quote(mount.path())
+            ));
+            let waiting = stopped.then(|| {
+                qemu.stop();
+                let waiting = sh_start(&format!("cat {}", quote(&file)));
+                std::thread::sleep(SECOND / 5);
+                waiting
+            });
+            let start = Instant::now();
+            qemu.kill();
+            assert!(
+                wait_until(2 * SECOND, || !mount.is_mounted()),
+                "still mounted: {}",
+                mount.log()
+            );
+            // The shell and the open files are still there; what they ask for is not. What is under way when the
+            // program exits, the kernel aborts.
+            let cut = [Err(libc::ENOTCONN), Err(libc::ECONNABORTED)];
+            let read = held.seek(0).and_then(|_| held.read(100)).map(drop);
+            let written = writer.write(b"x").map(drop);
+            assert!(
+                cut.contains(&read) && cut.contains(&written),
+                "{read:?}, {written:?}"
+            );
+            let out = sitting.finish(10 * SECOND);
+            let told = ["not connected", "connection abort"];
+            assert!(
+                out.status == 7 && told.iter().any(|text| out.stderr.contains(text)),
+                "{out}"
+            );
+            if let Some(waiting) = waiting {
+                waiting.finish(10 * SECOND).fails();
+            }
+            assert_eq!(mount.wait_exit(10 * SECOND).code(), Some(0), "{}", mount.log());
+            assert_eq!(held.seek(0).and_then(|_| held.read(100)), Err(libc::ENOTCONN));
+            assert_eq!(writer.write(b"x"), Err(libc::ENOTCONN));
+            assert!(
+                mount.log().contains("QEMU closed the monitor; unmounting"),
+                "{}",
+                mount.log()
+            );
+            eprintln!("{which:?}: {:?}", start.elapsed());
+        }
+    }
+}
