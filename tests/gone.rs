@@ -106,6 +106,9 @@ fn a_qemu_that_goes_is_unmounted_within_two_seconds() {
                 "cd {}/machine && while sleep 0.05; do cat type >/dev/null || exit 7; done",
                 quote(mount.path())
             ));
+            let cwd = format!("/proc/{}/cwd", sitting.pid());
+            let inside = || std::fs::read_link(&cwd).is_ok_and(|cwd| cwd.starts_with(mount.path()));
+            assert!(wait_until(10 * SECOND, inside), "nobody sits in the mount");
             let waiting = stopped.then(|| {
                 qemu.stop();
                 let waiting = sh_start(&format!("cat {}", quote(&file)));
