@@ -91,12 +91,13 @@ impl Filesystem for Fuse {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         guard(|| {
             let name = match text(name) {
                 Ok(name) => name,
                 Err(e) => return reply.error(errno(&e)),
             };
+            self.tree.note_lookup(parent.0, request.pid());
             if let Some(found) = self.tree.lookup_cached(parent.0, name) {
                 return reply_entry(reply, found);
             }

@@ -1,6 +1,7 @@
 //! What the kernel gets: our results in fuser's types.
 
 use std::ffi::OsStr;
+use std::time::UNIX_EPOCH;
 
 use fuser::{Errno, FileAttr, FileType, Generation, INodeNo, InitFlags, ReplyEmpty, ReplyEntry, ReplyXattr};
 
@@ -35,11 +36,7 @@ pub(super) fn file_attr(a: &Attributes) -> FileAttr {
         mtime: a.time,
         ctime: a.time,
         crtime: a.time,
-        kind: match a.kind {
-            Kind::Child => FileType::Directory,
-            Kind::Link => FileType::Symlink,
-            Kind::Value => FileType::RegularFile,
-        },
+        kind: file_type(a.kind),
         perm: a.mode,
         nlink: 1,
         uid: a.uid,
@@ -49,6 +46,27 @@ pub(super) fn file_attr(a: &Attributes) -> FileAttr {
         blksize: 32 * PAGE,
         flags: 0,
     }
+}
+
+pub(super) fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Child => FileType::Directory,
+        Kind::Link => FileType::Symlink,
+        Kind::Value => FileType::RegularFile,
+    }
+}
+
+/// Number and type, where the kernel looks at nothing else.
+pub(super) fn bare_attr(ino: u64, kind: Kind) -> FileAttr {
+    file_attr(&Attributes {
+        ino,
+        kind,
+        size: 0,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        time: UNIX_EPOCH,
+    })
 }
 
 pub(super) fn reply_entry(reply: ReplyEntry, found: Result<Found>) {

@@ -23,6 +23,22 @@ impl Path {
         Some(Path(format!("{parent}/{name}").into()))
     }
 
+    /// The path that these names make, from the root down; `None` as for [`Path::child`].
+    pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Path> {
+        let mut text = String::with_capacity(64);
+        for name in names {
+            if name.is_empty() || name.contains('/') {
+                return None;
+            }
+            text.push('/');
+            text.push_str(name);
+        }
+        if text.is_empty() {
+            return Some(Path::root());
+        }
+        Some(Path(text.into()))
+    }
+
     /// The path of the object around it; the root has none.
     pub fn parent(&self) -> Option<Path> {
         let (parent, last) = self.0.rsplit_once('/')?;
@@ -70,6 +86,9 @@ mod tests {
         assert_eq!(machine.child("x").unwrap().parent(), Some(machine.clone()));
         assert_eq!(machine.parent(), Some(Path::root()));
         assert_eq!(Path::root().parent(), None);
+        assert_eq!(Path::from_names(["machine", "x"]), machine.child("x"));
+        assert_eq!(Path::from_names([]), Some(Path::root()));
+        assert!(Path::from_names(["machine", "a/b"]).is_none() && Path::from_names([""]).is_none());
         assert!(machine.child("").is_none());
         assert!(machine.child("a/b").is_none());
         assert_eq!(machine.child("..").unwrap().as_str(), "/machine/..");

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     fn empty() -> Listing {
-        Listing::new(Vec::new(), &super::super::listing::Entries::default())
+        Listing::new(Vec::new(), &super::super::listing::Entries::default(), |_| 2)
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl Tree {
             Ok((properties, sent)) => {
                 self.still_there(ino)?;
                 self.errors.lock().clear(ino);
-                let listing = Listing::new(properties, &self.entries);
+                let listing = Listing::new(properties, &self.entries, |count| {
+                    self.inodes.lock().reserve(count)
+                });
                 Ok(self.listings.put(ino, listing, sent, changes))
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),

@@ -78,9 +78,23 @@ impl Default for Inodes {
 }
 
 impl Inodes {
-    /// The inode of an entry, counted as given to the kernel once more. An entry that changed
-    /// its type is another one and gets a new number. `None` when there are too many.
-    pub fn enter(&mut self, parent: Ino, entry: &Arc<Entry>) -> Option<Ino> {
+    /// Numbers for the entries of a listing, for those that the kernel comes to know: the first.
+    pub fn reserve(&mut self, entries: usize) -> Ino {
+        let first = self.next;
+        self.next += entries as Ino;
+        first
+    }
+
+    /// The number of an entry: that of its inode if the kernel knows it, else the reserved one.
+    pub fn number(&self, parent: Ino, entry: &Entry, reserved: Ino) -> Ino {
+        let known = self.by_name.get(&(parent, entry.file.clone()));
+        known.copied().unwrap_or(reserved)
+    }
+
+    /// The inode of an entry, counted as given to the kernel once more. It gets the `reserved`
+    /// number if it has none yet. An entry that changed its type is another one and gets a new
+    /// number. `None` when there are too many.
+    pub fn enter(&mut self, parent: Ino, entry: &Arc<Entry>, reserved: Ino) -> Option<Ino> {
         if let Some(&ino) = self.by_name.get(&(parent, entry.file.clone())) {
             match self.nodes.get_mut(&ino) {
                 Some(node) if node.entry == *entry => {
@@ -93,8 +107,13 @@ impl Inodes {
         if self.weight > HEAVIEST {
             return None;
         }
-        let ino = self.next;
-        self.next += 1;
+        // Once the kernel has forgotten it, the same listing may name it again; while it has not,
+        // the number stays with the one that is gone.
+        let ino = if self.nodes.contains_key(&reserved) {
+            self.reserve(1)
+        } else {
+            reserved
+        };
         self.insert(ino, parent, entry.clone(), 1);
         Some(ino)
     }
@@ -121,8 +140,7 @@ impl Inodes {
 
     /// A number for something that stands under no name in QEMU.
     pub fn unnamed(&mut self) -> Ino {
-        self.next += 1;
-        self.next - 1
+        self.reserve(1)
     }
 
     /// Puts an entry under an inode that the kernel already has, `lookups` times.
@@ -182,7 +200,9 @@ impl Inodes {
         if node.entry.kind != Kind::Child {
             return None;
         }
-        self.path_of_parent(node)?.child(&node.entry.name)
+        let above = self.ancestors(node)?;
+        let names = above.iter().rev().map(|node| &*node.entry.name);
+        Path::from_names(names.chain([&*node.entry.name]))
     }
 
     /// The nodes from this one's parent up to below the root; `None` when one is gone.
@@ -197,14 +217,6 @@ impl Inodes {
             above.push(at);
         }
         None
-    }
-
-    fn path_of_parent(&self, node: &Node) -> Option<Path> {
-        let above = self.ancestors(node)?;
-        let names = above.iter().rev().map(|node| &node.entry.name);
-        names
-            .into_iter()
-            .try_fold(Path::root(), |path, name| path.child(name))
     }
 
     /// The parent of an inode; the root's is the root.
@@ -287,6 +299,11 @@ mod tests {
         })
     }
 
+    fn enter(inodes: &mut Inodes, parent: Ino, entry: &Arc<Entry>) -> Option<Ino> {
+        let reserved = inodes.reserve(1);
+        inodes.enter(parent, entry, reserved)
+    }
+
     fn child(name: &str) -> Arc<Entry> {
         entry(name, "child<x>", Kind::Child)
     }
@@ -294,9 +311,9 @@ mod tests {
     #[test]
     fn one_number_per_path_until_forgotten() {
         let mut inodes = Inodes::default();
-        let machine = inodes.enter(ROOT, &child("machine")).unwrap();
-        let usb = inodes.enter(machine, &child("usb")).unwrap();
-        assert_eq!(inodes.enter(machine, &child("usb")), Some(usb));
+        let machine = enter(&mut inodes, ROOT, &child("machine")).unwrap();
+        let usb = enter(&mut inodes, machine, &child("usb")).unwrap();
+        assert_eq!(enter(&mut inodes, machine, &child("usb")), Some(usb));
         assert_eq!(inodes.object(usb).unwrap().as_str(), "/machine/usb");
         // The parent stays for its child's sake.
         inodes.forget(machine, 1);
@@ -307,17 +324,17 @@ mod tests {
         assert_eq!(inodes.count(), 1);
         assert!(inodes.get(usb).is_none());
         inodes.forget(usb, 5);
-        assert_ne!(inodes.enter(ROOT, &child("machine")), Some(machine));
+        assert_ne!(enter(&mut inodes, ROOT, &child("machine")), Some(machine));
     }
 
     #[test]
     fn what_is_gone_stays_gone() {
         let mut inodes = Inodes::default();
-        let usb = inodes.enter(ROOT, &child("usb")).unwrap();
-        let port = inodes.enter(usb, &entry("port", "str", Kind::Value)).unwrap();
+        let usb = enter(&mut inodes, ROOT, &child("usb")).unwrap();
+        let port = enter(&mut inodes, usb, &entry("port", "str", Kind::Value)).unwrap();
         inodes.detach(usb);
         assert!(inodes.get(usb).is_none() && inodes.get(port).is_none());
-        let again = inodes.enter(ROOT, &child("usb")).unwrap();
+        let again = enter(&mut inodes, ROOT, &child("usb")).unwrap();
         assert_ne!(again, usb);
         assert!(
             inodes.get(port).is_none(),
@@ -327,16 +344,14 @@ mod tests {
         inodes.forget(usb, 1);
         assert_eq!(inodes.object(again).unwrap().as_str(), "/usb");
         // Another type is another object.
-        let other = inodes
-            .enter(ROOT, &entry("usb", "child<y>", Kind::Child))
-            .unwrap();
+        let other = enter(&mut inodes, ROOT, &entry("usb", "child<y>", Kind::Child)).unwrap();
         assert_ne!(other, again);
     }
 
     #[test]
     fn sizes() {
         let mut inodes = Inodes::default();
-        let p = inodes.enter(ROOT, &entry("p", "str", Kind::Value)).unwrap();
+        let p = enter(&mut inodes, ROOT, &entry("p", "str", Kind::Value)).unwrap();
         assert!(!inodes.set_size(p, UNREAD));
         assert!(inodes.set_size(p, 5));
         assert!(matches!(inodes.get(p), Some(What::Entry { size: 5, .. })));
@@ -346,7 +361,7 @@ mod tests {
     #[test]
     fn unaddressable_objects_have_no_path() {
         let mut inodes = Inodes::default();
-        let odd = inodes.enter(ROOT, &child("a/b")).unwrap();
+        let odd = enter(&mut inodes, ROOT, &child("a/b")).unwrap();
         assert!(inodes.object(odd).is_none());
         assert!(inodes.get(odd).is_some());
     }
@@ -356,7 +371,7 @@ mod tests {
         let mut inodes = Inodes::default();
         let long = "x".repeat(1 << 20);
         let entered: Vec<_> = (0..1000)
-            .map_while(|i| inodes.enter(ROOT, &child(&format!("{long}{i}"))))
+            .map_while(|i| enter(&mut inodes, ROOT, &child(&format!("{long}{i}"))))
             .collect();
         assert!((10..400).contains(&entered.len()), "{}", entered.len());
         for ino in entered {

@@ -2,7 +2,7 @@
 
 use super::listing::Listing;
 use super::names::is_odd;
-use super::{Ino, Process, Result, Tree};
+use super::{Ino, Process, ROOT, Result, Tree};
 use crate::qom::{Kind, Path, Request};
 
 /// The longest link target that Linux takes.
@@ -53,7 +53,7 @@ impl Tree {
             return Some(name.to_owned());
         }
         let properties = self.qom.request(Request::list(parent)).ok()?;
-        let listing = Listing::new(properties, &self.entries);
+        let listing = Listing::new(properties, &self.entries, |_| ROOT);
         let mut children = listing.children().iter();
         children
             .find(|child| *child.name == *name)

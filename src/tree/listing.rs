@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::inodes::Ino;
 use super::names::file_names;
 use crate::qom::{Kind, Property};
 
@@ -71,10 +72,12 @@ pub struct Listing {
     /// Where links and children begin.
     links: usize,
     children: usize,
+    /// The first of the numbers that are reserved for the entries.
+    first: Ino,
 }
 
 impl Listing {
-    pub fn new(properties: Vec<Property>, shared: &Entries) -> Listing {
+    pub fn new(properties: Vec<Property>, shared: &Entries, reserve: impl FnOnce(usize) -> Ino) -> Listing {
         let mut properties: Vec<(Kind, Property)> = properties.into_iter().map(|p| (p.kind(), p)).collect();
         let rank = |kind: &Kind| match kind {
             Kind::Value => 0,
@@ -113,6 +116,7 @@ impl Listing {
         let mut by_name: Vec<u32> = (0..).take(entries.len()).collect();
         by_name.sort_unstable_by(|a, b| entries[*a as usize].file.cmp(&entries[*b as usize].file));
         Listing {
+            first: reserve(entries.len()),
             entries,
             by_name,
             links,
@@ -123,6 +127,11 @@ impl Listing {
     /// All entries, in the order in which they are listed.
     pub fn entries(&self) -> &[Arc<Entry>] {
         &self.entries
+    }
+
+    /// The number reserved for the entry at a place in the order.
+    pub fn reserved(&self, index: usize) -> Ino {
+        self.first + index as Ino
     }
 
     /// The plain properties.
@@ -160,7 +169,7 @@ mod tests {
             name: (*name).into(),
             declared: (*declared).into(),
         });
-        Listing::new(properties.collect(), shared)
+        Listing::new(properties.collect(), shared, |_| 100)
     }
 
     #[test]

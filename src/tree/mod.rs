@@ -155,6 +155,11 @@ impl Tree {
         self.inodes.lock().count()
     }
 
+    /// Notes that a process looks up a name.
+    pub fn note_lookup(&self, parent: Ino, process: Process) {
+        self.walks.lock().of(process).looked_up(parent);
+    }
+
     /// Finds a name in a directory, if that can be told without asking QEMU.
     pub fn lookup_cached(&self, parent: Ino, file: &str) -> Option<Result<Found>> {
         if let Some(found) = self.temporary(parent, file) {
@@ -177,16 +182,23 @@ impl Tree {
     }
 
     fn lookup_in(&self, parent: Ino, file: &str, fresh: &Fresh) -> Result<Found> {
-        let (_, entry) = fresh.listing.find(file).ok_or(libc::ENOENT)?;
-        self.enter(parent, entry, None, fresh.left)
+        let (index, entry) = fresh.listing.find(file).ok_or(libc::ENOENT)?;
+        self.enter(parent, entry, fresh.listing.reserved(index), None, fresh.left)
             .ok_or_else(|| Error::refused(libc::ENOMEM, "the kernel holds too many files of this mount"))
     }
 
     /// Counts an entry as given to the kernel, with the size of its value if that is known.
     /// `None` when there are too many.
-    fn enter(&self, parent: Ino, entry: &Arc<Entry>, size: Option<u64>, lifetime: Duration) -> Option<Found> {
+    fn enter(
+        &self,
+        parent: Ino,
+        entry: &Arc<Entry>,
+        reserved: Ino,
+        size: Option<u64>,
+        lifetime: Duration,
+    ) -> Option<Found> {
         let mut inodes = self.inodes.lock();
-        let ino = inodes.enter(parent, entry)?;
+        let ino = inodes.enter(parent, entry, reserved)?;
         if let Some(size) = size {
             inodes.set_size(ino, size);
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::error::Doing;
 use super::links::is_unset;
 use super::listing::Listing;
-use super::{Attributes, Error, Found, Ino, Result, Tree};
+use super::{Attributes, Error, Found, Ino, ROOT, Result, Tree};
 use crate::qom::{Kind, Path, Request};
 
 /// `ln` renames at once; what is left after this long was left by one that broke off.
@@ -207,7 +207,7 @@ impl Tree {
             .qom
             .request(Request::list(at))
             .map_err(|e| Error::from_qom(&e, Doing::List))?;
-        let listing = Listing::new(properties, &self.entries);
+        let listing = Listing::new(properties, &self.entries, |_| ROOT);
         let Some((_, entry)) = listing.find(file) else {
             return Err(no_object(libc::ENOENT, &format!("there is no '{file}' in {at}")));
         };
