@@ -394,3 +394,17 @@ impl Filesystem for Fuse {
         reply.error(Errno::ENOTTY);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_panics_is_contained() {
+        let pool = Pool::new(0);
+        pool.run(|| guard(|| panic!("for a test")));
+        let (tx, rx) = std::sync::mpsc::channel();
+        pool.run(move || guard(|| tx.send(7).unwrap_or_default()));
+        assert_eq!(rx.recv_timeout(Duration::from_secs(10)), Ok(7));
+    }
+}

@@ -1,11 +1,11 @@
 //! The kernel's caches, and making it forget.
 
 use std::io;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier};
 
-use super::spawn;
+use super::{End, spawn};
 use crate::tree::{Ino, Kernel};
 
 /// Names that may wait to be forgotten.
@@ -20,11 +20,11 @@ pub struct KernelCaches {
 impl KernelCaches {
     /// # Errors
     /// When no thread can be started.
-    pub fn new(notifier: Notifier) -> io::Result<KernelCaches> {
+    pub fn new(notifier: Notifier, ends: &Sender<End>) -> io::Result<KernelCaches> {
         let (gone, names) = sync_channel::<(Ino, String)>(NAMES);
         let carried_out = notifier.clone();
         // On a thread of its own: the kernel waits until nothing else happens in the directory.
-        spawn("forgetter", move || {
+        spawn("forgetter", ends, move || {
             for (parent, file) in names {
                 let _ = carried_out.inval_entry(INodeNo(parent), file.as_ref());
             }

@@ -162,6 +162,8 @@ fn by_fusermount(point: &Path, options: &Options) -> io::Result<OwnedFd> {
         .args(["-o", &words.join(","), "--"])
         .arg(point)
         .env("_FUSE_COMMFD", inherited.to_string())
+        .env_remove("QMP_SOCKET")
+        .env_remove("QMP_SERVER")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
@@ -242,6 +244,8 @@ impl Mounted {
                 let done = Command::new("fusermount3")
                     .args(["-u", "-z", "--"])
                     .arg(&ours.point)
+                    .env_remove("QMP_SOCKET")
+                    .env_remove("QMP_SERVER")
                     .stdin(Stdio::null())
                     .output()?;
                 if done.status.success() || !self.is_there() {

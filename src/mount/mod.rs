@@ -6,6 +6,7 @@ mod machine;
 mod process;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -71,6 +72,8 @@ enum End {
     /// The kernel closed the connection: somebody unmounted it.
     Unmounted(io::Result<()>),
     Lost(Arc<Closed>),
+    /// A part of qom-fuse itself broke, in the thread of this name.
+    Broken(&'static str),
 }
 
 /// Mounts, serves and unmounts; returns the exit status of the process. In the background
@@ -122,8 +125,8 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if let Err(e) = guard.watch(&mounted) {
         warn!("the process that unmounts after a crash is gone: {e}");
     }
-    spawn("notices", {
-        let tree = tree.clone();
+    spawn("notices", &ends, {
+        let (tree, ends) = (tree.clone(), ends.clone());
         move || attend(&tree, &heard, &ends)
     })
     .map_err(system("cannot start a thread"))?;
@@ -250,22 +253,32 @@ fn start_session(
     let fuse = Fuse::new(tree.clone());
     let pool = fuse.pool();
     let session = Session::from_fd(fuse, device, acl, fuser_config)?;
-    let kernel = KernelCaches::new(session.notifier())?;
+    let kernel = KernelCaches::new(session.notifier(), ends)?;
     tree.set_kernel(Box::new(kernel));
-    let ends = ends.clone();
-    spawn("fuse", move || {
-        let _ = ends.send(End::Unmounted(session.run()));
+    let over = ends.clone();
+    spawn("fuse", ends, move || {
+        let _ = over.send(End::Unmounted(session.run()));
     })?;
     Ok(pool)
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.into()).spawn(body).map(drop)
+/// Starts a thread that the mount cannot do without: if it panics, the mount ends.
+fn spawn(name: &'static str, ends: &Sender<End>, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let ends = ends.clone();
+    let contained = move || {
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            let _ = ends.send(End::Broken(name));
+        }
+    };
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(contained)
+        .map(drop)
 }
 
 fn watch_signals(ends: Sender<End>) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    spawn("signals", move || {
+    spawn("signals", &ends.clone(), move || {
         for signal in &mut signals {
             let _ = ends.send(End::Signal(signal));
         }
@@ -354,6 +367,11 @@ fn wait_for_end(
             unmount();
             1
         }
+        Ok(End::Broken(thread)) => {
+            error!("internal error in the thread '{thread}'; unmounting {source}");
+            unmount();
+            1
+        }
         Err(_) => 1,
     };
     match machine {
@@ -372,5 +390,20 @@ fn outlive(machine: &Machine, ended: &Receiver<End>, monitor: &Monitor) -> u8 {
         if let Ok(End::Signal(_)) = ended.try_recv() {
             return machine.end(monitor);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_breaks_ends_the_mount() {
+        let (ends, ended) = channel();
+        spawn("test", &ends, || panic!("for a test")).unwrap();
+        assert!(matches!(
+            ended.recv_timeout(Duration::from_secs(10)),
+            Ok(End::Broken("test"))
+        ));
     }
 }

@@ -1,5 +1,6 @@
 //! A monitor that may come and go: the connection in force, and finding it again.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -110,7 +111,12 @@ impl Monitor {
             let seeker = inner.clone();
             thread::Builder::new()
                 .name("qmp-reconnect".into())
-                .spawn(move || seeker.seek())
+                .spawn(move || {
+                    if catch_unwind(AssertUnwindSafe(|| seeker.seek())).is_err() {
+                        let broken = Closed::Internal("the thread that reconnects panicked".into());
+                        let _ = seeker.bell.notices.send(Notice::Lost(Arc::new(broken)));
+                    }
+                })
                 .map_err(|source| ConnectError::Io {
                     address: inner.address.to_string(),
                     source,
