@@ -60,6 +60,16 @@ struct Line {
 /// # Errors
 /// Why the kernel or fusermount3 would not.
 pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> {
+    // Two that start at once must not both find the place free: the lower one could never be
+    // taken away before the upper one. The lock is on the directory, and gone with this call.
+    let place = fs::File::open(point);
+    if let Ok(place) = &place {
+        place.lock()?;
+    }
+    if is_mount_of(point, &format!("fuse.{}", options.subtype)) {
+        let why = "a QEMU is mounted there already (fusermount3 -u takes it away)";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+    }
     let device = match direct(point, options) {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => by_fusermount(point, options)?,
         other => other?,
