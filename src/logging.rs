@@ -43,7 +43,10 @@ pub fn start(level: LevelFilter) {
     match std::env::var_os("RUST_LOG") {
         // Beside a level for this module, a bare one would say nothing of it.
         Some(text) if !text.is_empty() => filter.parse_default_env(),
-        _ => filter.filter_module("qom_fuse", level),
+        // fuser calls it an error that the caller of a request was gone when its reply came.
+        _ => filter
+            .filter_module("fuser", LevelFilter::Off)
+            .filter_module("qom_fuse", level),
     };
     let filter = filter.build();
     let most = filter.filter();
