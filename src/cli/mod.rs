@@ -95,6 +95,9 @@ pub struct Config {
     pub mount: MountOptions,
 }
 
+/// The environment variables that name a default socket, the first one first.
+pub const SOCKET_VARIABLES: [&str; 2] = ["QMP_SOCKET", "QMP_SERVER"];
+
 /// Which machine to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
@@ -167,7 +170,7 @@ pub fn parse(
         let source = match (positional, arguments.socket) {
             (Some(one), Some(two)) => return Err(UsageError::TwoSockets(one, two)),
             (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => ["QMP_SOCKET", "QMP_SERVER"]
+            (None, None) => SOCKET_VARIABLES
                 .iter()
                 .find_map(|name| environment(name).filter(|value| !value.is_empty()))
                 .ok_or(UsageError::NoSocket)?,

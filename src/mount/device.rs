@@ -7,12 +7,14 @@ use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::mountinfo::{Line, mount_lines};
+use super::process::hide_monitor;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -45,14 +47,6 @@ pub struct Mounted {
     /// Major and minor of the filesystem.
     pub device: String,
     pub point: PathBuf,
-}
-
-/// A line of /proc/self/mountinfo.
-struct Line {
-    id: u64,
-    device: String,
-    point: PathBuf,
-    fs_type: String,
 }
 
 /// Mounts at an existing directory and gives the connection to the kernel.
@@ -172,11 +166,10 @@ fn by_fusermount(point: &Path, options: &Options) -> io::Result<OwnedFd> {
         .args(["-o", &words.join(","), "--"])
         .arg(point)
         .env("_FUSE_COMMFD", inherited.to_string())
-        .env_remove("QMP_SOCKET")
-        .env_remove("QMP_SERVER")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
+    hide_monitor(&mut command);
     // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
     unsafe {
         std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
@@ -251,11 +244,9 @@ impl Mounted {
         match nix::mount::umount2(&ours.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => Ok(()),
             Err(_) if !geteuid().is_root() => {
-                let done = Command::new("fusermount3")
+                let done = hide_monitor(&mut Command::new("fusermount3"))
                     .args(["-u", "-z", "--"])
                     .arg(&ours.point)
-                    .env_remove("QMP_SOCKET")
-                    .env_remove("QMP_SERVER")
                     .stdin(Stdio::null())
                     .output()?;
                 if done.status.success() || !self.is_there() {
@@ -299,49 +290,6 @@ fn unique_id(point: &Path) -> Option<u64> {
     (result == 0 && found.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(found.stx_mnt_id)
 }
 
-fn mount_lines() -> io::Result<Vec<Line>> {
-    let text = fs::read("/proc/self/mountinfo")?;
-    Ok(text.split(|b| *b == b'\n').filter_map(parse_line).collect())
-}
-
-/// `36 35 98:0 /root /point options… - type source …`, with odd bytes as `\ooo`.
-fn parse_line(line: &[u8]) -> Option<Line> {
-    let mut fields = line.split(|b| *b == b' ');
-    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let device = String::from_utf8_lossy(fields.nth(1)?).into_owned();
-    let point = unescape(fields.nth(1)?);
-    let mut rest = fields.skip_while(|field| *field != b"-");
-    let fs_type = String::from_utf8_lossy(rest.nth(1)?).into_owned();
-    Some(Line {
-        id,
-        device,
-        point: PathBuf::from(std::ffi::OsString::from_vec(point)),
-        fs_type,
-    })
-}
-
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, after)) = rest.split_first() {
-        let octal = (first == b'\\')
-            .then(|| after.get(..3))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                out.push(first);
-                rest = after;
-            }
-        }
-    }
-    out
-}
-
 /// A mount point from the command line, absolute and without links.
 ///
 /// # Errors
@@ -368,24 +316,6 @@ pub fn check_point(point: &Path) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mountinfo() {
-        let line = parse_line(br"36 35 0:98 / /mnt/a\040b\134c rw,nosuid shared:1 - fuse.qom-fuse /tmp/x rw")
-            .unwrap();
-        assert_eq!(
-            (line.id, line.fs_type.as_str(), line.device.as_str()),
-            (36, "fuse.qom-fuse", "0:98")
-        );
-        assert_eq!(line.point, Path::new(r"/mnt/a b\c"));
-        assert!(parse_line(b"").is_none());
-        assert!(
-            mount_lines()
-                .unwrap()
-                .iter()
-                .any(|line| line.point == Path::new("/"))
-        );
-    }
 
     #[test]
     fn mount_points() {

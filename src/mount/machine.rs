@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use parking_lot::{Condvar, Mutex};
 
+use super::process::hide_monitor;
 use crate::qmp::{self, Monitor};
 
 /// How long QEMU has to end after each thing that is said to it.
@@ -74,10 +75,8 @@ pub fn start(command: &[OsString]) -> Result<(Machine, RawFd), StartError> {
         .args(arguments)
         .args(["-chardev", &format!("socket,id=qom-fuse,fd={inherited}")])
         // The same as `-mon chardev=qom-fuse,mode=control`, of which QEMU 11.1 complains.
-        .args(["-qmp", "chardev:qom-fuse"])
-        // Where another machine's monitor is does not concern it.
-        .env_remove("QMP_SOCKET")
-        .env_remove("QMP_SERVER");
+        .args(["-qmp", "chardev:qom-fuse"]);
+    hide_monitor(&mut process);
     // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
     unsafe {
         process.pre_exec(move || match libc::fcntl(inherited, libc::F_SETFD, 0) {

@@ -3,6 +3,7 @@
 mod caches;
 mod device;
 mod machine;
+mod mountinfo;
 mod process;
 
 use std::io;

@@ -7,13 +7,21 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
-use std::process::exit;
+use std::process::{Command, exit};
 
 use log::{error, info, warn};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
 
 use super::device::Mounted;
+use crate::cli::SOCKET_VARIABLES;
+
+/// Keeps from a program that we start where our machine's monitor is.
+pub fn hide_monitor(command: &mut Command) -> &mut Command {
+    SOCKET_VARIABLES
+        .iter()
+        .fold(command, |command, name| command.env_remove(name))
+}
 
 /// Tells the process that the shell waits for that the mount answers.
 pub struct Readiness {

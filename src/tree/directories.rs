@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::cache::Fresh;
-use super::{Error, Found, Ino, Process, Result, Tree};
+use super::{Found, Ino, Process, Result, Tree};
 use crate::qom::Kind;
 
 /// The sizes of a listing's entries, where they are known.
@@ -109,12 +109,7 @@ impl Tree {
                 continue;
             }
             let at_hand = sizes.as_ref().and_then(|sizes| sizes[index]);
-            let Some(found) = self.enter(directory.ino, entry, reserved, at_hand, left) else {
-                return Err(Error::refused(
-                    libc::ENOMEM,
-                    "the kernel holds too many files of this mount",
-                ));
-            };
+            let found = self.enter(directory.ino, entry, reserved, at_hand, left)?;
             let ino = found.attributes.ino;
             if take(Item::Entry(found, &entry.file), next) {
                 self.forget(ino, 1);

@@ -11,7 +11,7 @@ use super::error::Doing;
 use super::inodes::What;
 use super::listing::{Entry, Listing};
 use super::walk::{Opened, Pace, WINDOW};
-use super::{Error, Ino, Process, Result, Tree};
+use super::{Error, Ino, Process, ROOT, Result, Tree};
 use crate::qom::{self, Path, Property, Reason, Request};
 
 /// How many values of an object may be unread when the next object is asked for: enough to
@@ -54,6 +54,12 @@ impl Tree {
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
         }
+    }
+
+    /// The present listing of an object that is only looked through, by its path.
+    pub(super) fn listing_at(&self, path: &Path) -> StdResult<Listing, qom::Error> {
+        let properties = self.qom.request(Request::list(path))?;
+        Ok(Listing::new(properties, &self.entries, |_| ROOT))
     }
 
     /// Whether the next listing for this process should come with values.

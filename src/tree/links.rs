@@ -1,8 +1,7 @@
 //! Links: what they read as.
 
-use super::listing::Listing;
 use super::names::is_odd;
-use super::{Ino, Process, ROOT, Result, Tree};
+use super::{Ino, Process, Result, Tree};
 use crate::qom::{Kind, Path, Request};
 
 /// The longest link target that Linux takes.
@@ -52,8 +51,7 @@ impl Tree {
         if !is_odd(name) {
             return Some(name.to_owned());
         }
-        let properties = self.qom.request(Request::list(parent)).ok()?;
-        let listing = Listing::new(properties, &self.entries, |_| ROOT);
+        let listing = self.listing_at(parent).ok()?;
         let mut children = listing.children().iter();
         children
             .find(|child| *child.name == *name)

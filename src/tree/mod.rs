@@ -184,11 +184,12 @@ impl Tree {
     fn lookup_in(&self, parent: Ino, file: &str, fresh: &Fresh) -> Result<Found> {
         let (index, entry) = fresh.listing.find(file).ok_or(libc::ENOENT)?;
         self.enter(parent, entry, fresh.listing.reserved(index), None, fresh.left)
-            .ok_or_else(|| Error::refused(libc::ENOMEM, "the kernel holds too many files of this mount"))
     }
 
     /// Counts an entry as given to the kernel, with the size of its value if that is known.
-    /// `None` when there are too many.
+    ///
+    /// # Errors
+    /// ENOMEM when there are too many.
     fn enter(
         &self,
         parent: Ino,
@@ -196,9 +197,14 @@ impl Tree {
         reserved: Ino,
         size: Option<u64>,
         lifetime: Duration,
-    ) -> Option<Found> {
+    ) -> Result<Found> {
         let mut inodes = self.inodes.lock();
-        let ino = inodes.enter(parent, entry, reserved)?;
+        let Some(ino) = inodes.enter(parent, entry, reserved) else {
+            return Err(Error::refused(
+                libc::ENOMEM,
+                "the kernel holds too many files of this mount",
+            ));
+        };
         if let Some(size) = size {
             inodes.set_size(ino, size);
         }
@@ -207,7 +213,7 @@ impl Tree {
             _ => 0,
         };
         drop(inodes);
-        Some(Found {
+        Ok(Found {
             attributes: self.attributes_of(ino, entry.kind, size),
             lifetime,
         })

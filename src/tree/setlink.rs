@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::error::Doing;
 use super::links::is_unset;
-use super::listing::Listing;
-use super::{Attributes, Error, Found, Ino, ROOT, Result, Tree};
+use super::{Attributes, Error, Found, Ino, Result, Tree};
 use crate::qom::{Kind, Path, Request};
 
 /// `ln` renames at once; what is left after this long was left by one that broke off.
@@ -203,11 +202,9 @@ impl Tree {
     /// The object under a file name of an object, through a link if it is one.
     fn step(&self, at: &Path, file: &str, text: &str, links: &mut usize) -> Result<Path> {
         let no_object = |errno, why: &str| Error::refused(errno, &format!("link target '{text}': {why}"));
-        let properties = self
-            .qom
-            .request(Request::list(at))
+        let listing = self
+            .listing_at(at)
             .map_err(|e| Error::from_qom(&e, Doing::List))?;
-        let listing = Listing::new(properties, &self.entries, |_| ROOT);
         let Some((_, entry)) = listing.find(file) else {
             return Err(no_object(libc::ENOENT, &format!("there is no '{file}' in {at}")));
         };
