@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The greeting of a QEMU that should have `qom-list-get`.
 const NEW: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 10}, "package": ""}, "capabilities": []}}"#;
@@ -43,6 +43,14 @@ fn lines(objects: &[&str]) -> Vec<String> {
     lines
 }
 
+/// The paths of each `qom-list-get`.
+fn batches(server: &Scripted) -> Vec<Vec<String>> {
+    let requests = server.requests();
+    let batches = requests.iter().filter(|(command, _)| command == "qom-list-get");
+    let paths = |args: &Value| serde_json::from_value(args["paths"].clone()).expect("paths");
+    batches.map(|(_, args)| paths(args)).collect()
+}
+
 #[test]
 fn a_missing_command_is_remembered() {
     let dir = tempfile::tempdir().expect("make a folder");
@@ -80,5 +88,16 @@ fn an_object_that_vanishes_during_a_walk_harms_no_other() {
         printed.sort_unstable();
         assert_eq!(printed, lines(&["a", "b", "d", "e"]), "{out}");
         assert!(out.stderr.contains("c: No such file or directory"), "{out}");
+        let batches = batches(&server);
+        let with_it = batches.iter().filter(|paths| paths.contains(&"/c".into()));
+        let together = with_it.filter(|paths| paths.len() > 1).count();
+        assert_eq!(together > 0, list_get, "{batches:?}");
+        if list_get {
+            // Nobody's values were asked for one by one because of it.
+            assert!(
+                batches.contains(&vec!["/d".into()]) && server.count("qom-get") <= 1,
+                "{batches:?}"
+            );
+        }
     }
 }

@@ -181,6 +181,37 @@ fn a_slow_walk_reads_what_was_true_a_moment_ago() {
 }
 
 #[test]
+fn a_walk_that_pauses_between_objects_reads_what_was_true_a_moment_ago() {
+    let (qemu, names) = start(Which::New);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &OPTIONS);
+    // Several objects come in one reply while the walk is fast; it stops in the middle of them.
+    for millis in [50, 90, 99, 110] {
+        let mut steps = Vec::new();
+        let mut objects = 0;
+        for step in walk(&mount, &names, None) {
+            let is_object = matches!(step.action, Doing::List);
+            objects += usize::from(is_object);
+            if is_object && objects > 4 && objects % 3 == 0 {
+                steps.push(Step::new(
+                    mount.path(),
+                    Doing::Pause(Duration::from_millis(millis)),
+                ));
+            }
+            steps.push(step);
+        }
+        let mut seen = Vec::new();
+        let history = while_changing(&qemu, || seen = act(&steps));
+        judge(&steps, &seen, &history, &format!("pauses of {millis} ms"));
+    }
+    let several = |request: &String| request.contains("qom-list-get") && request.contains("t5\",\"/objects");
+    assert!(
+        relay.requests().iter().any(several),
+        "no two objects in one request"
+    );
+}
+
+#[test]
 fn nobody_reads_an_older_value_after_a_write() {
     for which in Which::ALL {
         let (qemu, names) = start(which);

@@ -233,8 +233,9 @@ impl Filesystem for Fuse {
             ),
             Err(e) => reply.error(errno(&e)),
         };
-        if write {
-            guard(|| job(&self.tree)); // asks QEMU nothing
+        // Who opens to write asks QEMU nothing.
+        if write || self.tree.is_value_at_hand(ino.0, process) {
+            guard(|| job(&self.tree));
         } else {
             self.wait(job);
         }
@@ -302,10 +303,15 @@ impl Filesystem for Fuse {
             if let Some(handle) = self.tree.open_directory_cached(ino.0, process) {
                 return reply.opened(FileHandle(handle), FopenFlags::empty());
             }
-            self.wait(move |tree| match tree.open_directory(ino.0, process) {
+            let job = move |tree: &Tree| match tree.open_directory(ino.0, process) {
                 Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
                 Err(e) => reply.error(errno(&e)),
-            });
+            };
+            if self.tree.is_listing_at_hand(ino.0) {
+                job(&self.tree);
+            } else {
+                self.wait(job);
+            }
         });
     }
 

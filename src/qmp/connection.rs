@@ -190,6 +190,11 @@ impl Pending {
         self.slot.sent
     }
 
+    /// Whether the reply is there, or the end of the connection.
+    pub fn is_ready(&self) -> bool {
+        matches!(*self.slot.outcome.lock(), Outcome::Done(_))
+    }
+
     /// Waits for the reply until the timeout, counted from when the request was sent.
     ///
     /// # Errors

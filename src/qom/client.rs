@@ -132,6 +132,11 @@ impl<T> Ask<T> {
         self.pending.sent()
     }
 
+    /// Whether [`Ask::wait`] waits for nothing.
+    pub fn is_ready(&self) -> bool {
+        self.pending.is_ready()
+    }
+
     /// Waits for the result, at most for the connection's timeout.
     ///
     /// # Errors

@@ -3,29 +3,33 @@
 //! The rules of design §5: each value serves one open at most, for [`WINDOW`] at most after its
 //! request was sent, and not past a write.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::batch::Batch;
 use super::walk::WINDOW;
 use crate::qom::{Ask, Error, Path, Property, Valued};
 
-/// Listings asked for ahead of one walk that it has not come to yet.
-const MOST_PER_WALK: usize = 2;
-/// When a listing that nobody came for is given up.
+/// Requests for listings ahead of one walk that it has not come to yet: without values, and with them,
+/// where it leaves some behind at each level that it goes down from.
+const MOST_NAMES: usize = 2;
+const MOST_BATCHES: usize = 8;
+/// When a listing without values that nobody came for is given up.
 const GIVE_UP: Duration = Duration::from_secs(1);
-/// Listings asked for ahead of all walks together.
-const MOST_LISTINGS: usize = 32;
+/// Such requests ahead of all walks together.
+const MOST_REQUESTS: usize = 32;
 /// Values held at once, in bytes. What does not fit is asked for one by one.
 const MOST_BYTES: usize = 16 << 20;
 
 /// A listing that was asked for, with or without the values.
 pub enum ListAsk {
     Names(Ask<Vec<Property>>),
-    Values(Ask<Vec<Vec<Valued>>>),
+    /// One object of several; its place among them.
+    Values(Arc<Batch>, usize),
 }
 
 /// A request for a listing, with what was true when it was sent.
@@ -41,9 +45,32 @@ impl Listed {
     pub fn sent(&self) -> Instant {
         match &self.ask {
             ListAsk::Names(ask) => ask.sent(),
-            ListAsk::Values(ask) => ask.sent(),
+            ListAsk::Values(batch, _) => batch.sent(),
         }
     }
+
+    fn has_values(&self) -> bool {
+        matches!(self.ask, ListAsk::Values(..))
+    }
+
+    /// Whether it may still be used. With values that may not, it is better asked for again: else
+    /// the listing would be followed by a second request, for the values.
+    fn is_young(&self) -> bool {
+        let limit = if self.has_values() { WINDOW } else { GIVE_UP };
+        self.sent().elapsed() < limit
+    }
+}
+
+/// How many requests these come from.
+fn requests<'a>(listings: impl Iterator<Item = &'a Listed>) -> usize {
+    let (mut alone, mut batches) = (0, HashSet::new());
+    for listed in listings {
+        match &listed.ask {
+            ListAsk::Names(_) => alone += 1,
+            ListAsk::Values(batch, _) => _ = batches.insert(Arc::as_ptr(batch)),
+        }
+    }
+    alone + batches.len()
 }
 
 struct Value {
@@ -85,30 +112,55 @@ impl Ahead {
         self.writes.load(Ordering::SeqCst)
     }
 
-    /// Whether the walk of a process may have one more listing asked for ahead.
-    pub fn may_list(&self, process: u32, path: &Path) -> bool {
+    /// Whether the listing of an object was asked for ahead and waits to be taken, for a process
+    /// that needs the values, or for any that does not.
+    pub fn is_listed(&self, process: u32, path: &Path, values: bool) -> bool {
+        let listings = self.listings.lock();
+        let good = |listed: &Listed| {
+            listed.is_young() && (!values || listed.has_values() && listed.process == Some(process))
+        };
+        listings.get(path).is_some_and(good)
+    }
+
+    /// How many more requests for listings may be made ahead of the walk of a process.
+    pub fn room(&self, process: u32, values: bool) -> usize {
         let mut listings = self.listings.lock();
-        listings.retain(|_, listed| listed.sent().elapsed() < GIVE_UP);
-        let of_this = listings.values().filter(|l| l.process == Some(process)).count();
-        of_this < MOST_PER_WALK && listings.len() < MOST_LISTINGS && !listings.contains_key(path)
+        listings.retain(|_, listed| listed.is_young());
+        let of_this = listings.values().filter(|l| l.process == Some(process));
+        let most = if values { MOST_BATCHES } else { MOST_NAMES };
+        let left = MOST_REQUESTS.saturating_sub(requests(listings.values()));
+        most.saturating_sub(requests(of_this)).min(left)
     }
 
     pub fn put_listing(&self, path: Path, listed: Listed) {
         self.listings.lock().insert(path, listed);
     }
 
+    /// Whether such a listing has come.
+    pub fn is_ready(&self, path: &Path) -> bool {
+        let listings = self.listings.lock();
+        listings.get(path).is_some_and(|listed| {
+            listed.is_young()
+                && match &listed.ask {
+                    ListAsk::Names(ask) => ask.is_ready(),
+                    ListAsk::Values(batch, _) => batch.is_ready(),
+                }
+        })
+    }
+
     /// A listing that was asked for ahead, unless something changed since.
     pub fn take_listing(&self, path: &Path, changes: u64) -> Option<Listed> {
         let listed = self.listings.lock().remove(path)?;
-        (listed.changes == changes && listed.sent().elapsed() < GIVE_UP).then_some(listed)
+        (listed.changes == changes && listed.is_young()).then_some(listed)
     }
 
     /// The same, only if its reply has the values, for this process.
     pub fn take_values(&self, process: u32, path: &Path) -> Option<Listed> {
         let mut listings = self.listings.lock();
         let listed = listings.get(path)?;
-        let has_values = matches!(listed.ask, ListAsk::Values(_)) && listed.process == Some(process);
-        if has_values { listings.remove(path) } else { None }
+        let has_values = listed.has_values() && listed.process == Some(process);
+        let listed = if has_values { listings.remove(path) } else { None };
+        listed.filter(Listed::is_young)
     }
 
     pub fn put_value(&self, process: u32, path: Path, name: Arc<str>, ask: Ask<String>, writes: u64) {
@@ -159,6 +211,12 @@ impl Ahead {
         self.with(process, path, |_| Some(())).is_some()
     }
 
+    /// Whether the value of a property is at hand and was not served yet.
+    pub fn has_value(&self, process: u32, path: &Path, name: &str) -> bool {
+        self.with(process, path, |snapshot| snapshot.texts.get(name).map(drop))
+            .is_some()
+    }
+
     /// The value of a property, to be served once.
     pub fn serve(&self, process: u32, path: &Path, name: &str) -> Option<Result<String, Error>> {
         self.with(process, path, |snapshot| snapshot.texts.remove(name))
@@ -199,9 +257,7 @@ impl Ahead {
 
     /// Lets go of what can no longer be served.
     pub fn forget_old(&self) {
-        self.listings
-            .lock()
-            .retain(|_, listed| listed.sent().elapsed() < GIVE_UP);
+        self.listings.lock().retain(|_, listed| listed.is_young());
         self.values
             .lock()
             .retain(|_, value| value.ask.sent().elapsed() < WINDOW);

@@ -43,6 +43,12 @@ impl Tree {
         Some(self.opened(ino, fresh, process))
     }
 
+    /// Whether the listing of a directory was asked for ahead and came, so that opening it waits for
+    /// nothing.
+    pub fn is_listing_at_hand(&self, ino: Ino) -> bool {
+        self.object(ino).is_ok_and(|path| self.ahead.is_ready(&path))
+    }
+
     /// Opens a directory and fixes what it shows.
     ///
     /// # Errors

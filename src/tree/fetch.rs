@@ -1,22 +1,19 @@
-//! Listings and values from QEMU: now, or asked for before the kernel asks.
+//! Listings and values: from QEMU now, or from what was asked for before the kernel asks.
 
 use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::ahead::{ListAsk, Listed};
+use super::batch::Batch;
 use super::cache::Fresh;
 use super::directories::Sizes;
 use super::error::Doing;
-use super::inodes::What;
 use super::listing::{Entry, Listing};
+use super::lookahead::{NEAR_END, Next};
 use super::walk::{Opened, Pace, WINDOW};
 use super::{Error, Ino, Process, ROOT, Result, Tree};
 use crate::qom::{self, Path, Property, Reason, Request};
-
-/// How many values of an object may be unread when the next object is asked for: enough to
-/// keep QEMU busy, few enough for the values to be fresh when it is their turn.
-const NEAR_END: usize = 64;
 
 impl Tree {
     /// The listing of a directory, from memory or from QEMU.
@@ -77,7 +74,8 @@ impl Tree {
     ) -> StdResult<Listed, qom::Error> {
         let (changes, writes) = (self.listings.changes(), self.ahead.writes());
         let ask = if values {
-            ListAsk::Values(self.qom.ask(Request::list_get(std::slice::from_ref(path)))?)
+            let ask = self.qom.ask(Request::list_get(std::slice::from_ref(path)))?;
+            ListAsk::Values(Batch::new(ask, 1), 0)
         } else {
             ListAsk::Names(self.qom.ask(Request::list(path))?)
         };
@@ -95,13 +93,18 @@ impl Tree {
         let sent = listed.sent();
         let failed = match listed.ask {
             ListAsk::Names(ask) => return Ok((ask.wait()?, sent)),
-            ListAsk::Values(ask) => match ask.wait().map(|mut objects| objects.pop()) {
+            ListAsk::Values(batch, index) => match batch.take(index) {
                 Ok(Some(values)) => {
                     let properties = values.iter().map(|v| v.property.clone()).collect();
                     if let Some(process) = listed.process {
                         self.ahead.keep(process, path, sent, listed.writes, values);
                     }
                     return Ok((properties, sent));
+                }
+                // Perhaps it was another object that is gone.
+                Err(e) if e.reason() == Reason::NotFound && batch.is_shared() => {
+                    let alone = self.ask_listing(path, true, listed.process)?;
+                    return self.finish(path, alone);
                 }
                 Ok(None) => None,
                 Err(e) => Some(e),
@@ -120,93 +123,6 @@ impl Tree {
         Ok((ask.wait()?, sent))
     }
 
-    /// A process has opened a directory; asks for what its walk comes to next.
-    pub(super) fn look_ahead(&self, ino: Ino, listing: &Arc<Listing>, process: Process) {
-        if !self.settings.readahead {
-            return;
-        }
-        let (parent, file) = match self.inodes.lock().get(ino) {
-            Some(What::Entry { parent, entry, .. }) => (parent, entry.file.clone()),
-            _ => (ino, "".into()),
-        };
-        // Objects without children come in rows: then two ahead leave QEMU no pause. Otherwise
-        // what comes after the next one is not known.
-        let depth = if listing.children().is_empty() { 2 } else { 1 };
-        let mut walks = self.walks.lock();
-        let walk = walks.of(process);
-        walk.listed(ino, parent, &file, listing);
-        match walk.pace() {
-            None => {}
-            Some(Pace::Listing) => {
-                let next = walk.next_objects(depth);
-                drop(walks);
-                self.ask_objects(process, next, false);
-            }
-            Some(Pace::Reading) if self.qom.has_list_get() => {
-                let near = listing.values().len() <= NEAR_END;
-                let next = walk.next_objects(if near { depth } else { 0 });
-                drop(walks);
-                self.ask_objects(process, next, true);
-            }
-            Some(Pace::Reading) => {
-                let first = walk.first_value().cloned();
-                drop(walks);
-                if let (Some(entry), Ok(path)) = (first, self.object(ino)) {
-                    self.ask_value(process, &path, &entry);
-                }
-            }
-        }
-    }
-
-    /// Asks for listings ahead, if they are not at hand.
-    fn ask_objects(&self, process: Process, next: Option<(Ino, Vec<Arc<Entry>>)>, values: bool) {
-        let Some((parent, entries)) = next else {
-            return;
-        };
-        for entry in entries {
-            let inodes = self.inodes.lock();
-            let path = inodes.object(parent).and_then(|path| path.child(&entry.name));
-            let ino = inodes.named(parent, &entry.file);
-            drop(inodes);
-            let Some(path) = path else {
-                continue;
-            };
-            let at_hand = if values {
-                self.ahead.has_values(process, &path)
-            } else {
-                ino.is_some_and(|ino| self.listings.get(ino).is_some())
-            };
-            if at_hand || !self.ahead.may_list(process, &path) {
-                continue;
-            }
-            let (changes, writes) = (self.listings.changes(), self.ahead.writes());
-            let ask = if values {
-                self.qom
-                    .ask_ahead(Request::list_get(std::slice::from_ref(&path)))
-                    .map(ListAsk::Values)
-            } else {
-                self.qom.ask_ahead(Request::list(&path)).map(ListAsk::Names)
-            };
-            if let Some(ask) = ask {
-                let listed = Listed {
-                    ask,
-                    process: Some(process),
-                    changes,
-                    writes,
-                };
-                self.ahead.put_listing(path, listed);
-            }
-        }
-    }
-
-    fn ask_value(&self, process: Process, path: &Path, entry: &Entry) {
-        let writes = self.ahead.writes();
-        if let Some(ask) = self.qom.ask_ahead(Request::get(path, &entry.name)) {
-            self.ahead
-                .put_value(process, path.clone(), entry.name.clone(), ask, writes);
-        }
-    }
-
     /// The value of a property for a process that opens it.
     pub(super) fn value_for(
         &self,
@@ -222,13 +138,13 @@ impl Tree {
         let walk = walks.of(process);
         let opened = walk.opened(parent, entry);
         let next = match (walk.pace(), opened.left) {
-            (Some(_), Some(0)) if !self.qom.has_list_get() => walk.next_objects(1),
-            (Some(Pace::Reading), Some(NEAR_END)) => walk.next_objects(1),
+            (Some(_), Some(0)) if !self.qom.has_list_get() => Next::of(walk, false, 0),
+            (Some(Pace::Reading), Some(NEAR_END)) if self.qom.has_list_get() => Next::of(walk, true, 0),
             _ => None,
         };
         drop(walks);
         if self.qom.has_list_get() {
-            self.ask_objects(process, next, true);
+            self.ask_objects(process, next);
             self.value_of_many(path, entry, process, opened.second)
         } else {
             self.value_in_turn(path, entry, process, &opened, next)
@@ -270,7 +186,7 @@ impl Tree {
         entry: &Entry,
         process: Process,
         opened: &Opened,
-        next_object: Option<(Ino, Vec<Arc<Entry>>)>,
+        next_object: Option<Next>,
     ) -> StdResult<String, qom::Error> {
         let get = || Request::get(path, &entry.name);
         let ahead = self.ahead.take_value(process, path, &entry.name);
@@ -281,7 +197,7 @@ impl Tree {
         };
         match &opened.next {
             Some(next) => self.ask_value(process, path, next),
-            None => self.ask_objects(process, next_object, false),
+            None => self.ask_objects(process, next_object),
         }
         let sent = ask.sent();
         let answer = ask.wait();

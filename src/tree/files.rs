@@ -119,6 +119,13 @@ impl Tree {
         }))
     }
 
+    /// Whether the value of a property came with others that the process reads, so that opening it
+    /// waits for nothing.
+    pub fn is_value_at_hand(&self, ino: Ino, process: Process) -> bool {
+        self.property(ino)
+            .is_ok_and(|(_, path, entry)| self.ahead.has_value(process, &path, &entry.name))
+    }
+
     pub fn close_file(&self, handle: u64) {
         self.files.close(handle);
     }

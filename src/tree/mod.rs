@@ -3,6 +3,7 @@
 
 mod ahead;
 mod attributes;
+mod batch;
 mod cache;
 mod directories;
 mod error;
@@ -13,6 +14,7 @@ mod handles;
 mod inodes;
 mod links;
 mod listing;
+mod lookahead;
 mod names;
 mod setlink;
 mod walk;

@@ -14,6 +14,10 @@ use super::listing::{Entry, Listing};
 /// How long a pause ends a walk (design §5).
 pub const WINDOW: Duration = Duration::from_millis(100);
 
+/// The most objects that are asked for in one request. More would save hardly anything: of the time
+/// that QEMU takes over a request, what it takes over the request itself is an eighth then.
+pub const MOST_IN_BATCH: usize = 8;
+
 /// Processes that are remembered at once.
 const MOST_WALKS: usize = 64;
 
@@ -26,6 +30,9 @@ pub struct Walks {
 /// The walk of one process.
 pub struct Walk {
     last: Instant,
+    /// How long it was from one object that it listed to the next.
+    pace: Duration,
+    listed: Instant,
     /// The object listed last, and the objects around it that were listed before.
     levels: Vec<Level>,
     /// A second child of one object was listed: this is no single `ls`.
@@ -41,10 +48,30 @@ pub struct Walk {
 struct Level {
     ino: Ino,
     listing: Arc<Listing>,
-    /// Which of its children was listed last.
+    /// Which of its children was listed last, and when.
     child: Option<usize>,
+    listed: Instant,
+    /// How long it was from one child to the next, with all that is in it.
+    pace: Option<Duration>,
     /// Which of its values comes next if they are read in order.
     next_value: usize,
+}
+
+/// Objects in the order in which a walk lists them.
+pub struct Row<'a> {
+    /// The object that they are in.
+    pub parent: Ino,
+    pub objects: &'a [Arc<Entry>],
+    pace: Duration,
+}
+
+impl Row<'_> {
+    /// How many may be asked for in one request with their values, for the walk to come to the
+    /// last of them while these may still be served.
+    pub fn batch(&self) -> usize {
+        let reached = (WINDOW / 2).as_micros() / self.pace.as_micros().max(1);
+        usize::try_from(reached).map_or(MOST_IN_BATCH, |n| n.clamp(1, MOST_IN_BATCH))
+    }
 }
 
 /// What reading one property tells.
@@ -86,6 +113,8 @@ impl Walk {
     fn new(now: Instant) -> Walk {
         Walk {
             last: now,
+            pace: WINDOW,
+            listed: now,
             levels: Vec::new(),
             walking: false,
             reading: false,
@@ -95,16 +124,22 @@ impl Walk {
     }
 
     /// Whether the values of the object listed last were read, all of them: then those of the
-    /// next one will be too.
+    /// next one will be too. An object without any tells nothing.
     pub fn reads_what_it_lists(&self) -> bool {
         self.levels
             .last()
-            .is_some_and(|level| level.next_value >= level.listing.values().len())
+            .is_some_and(|level| match level.listing.values().len() {
+                0 => self.reading,
+                values => level.next_value >= values,
+            })
     }
 
     /// The process lists an object: `file` in `parent`.
     pub fn listed(&mut self, ino: Ino, parent: Ino, file: &str, listing: &Arc<Listing>) {
         self.reading = self.reads_what_it_lists();
+        let now = self.last;
+        self.pace = now - self.listed;
+        self.listed = now;
         while self
             .levels
             .last()
@@ -114,13 +149,21 @@ impl Walk {
         }
         if let Some(above) = self.levels.last_mut() {
             let child = above.listing.child(file);
-            self.walking |= above.child.is_some() && above.child != child;
+            if above.child.is_some() {
+                self.walking |= above.child != child;
+                // A slow one among fast ones is likely not the last.
+                let before = above.pace.unwrap_or_default() / 2;
+                above.pace = Some(before.max(now - above.listed));
+            }
             above.child = child;
+            above.listed = now;
         }
         self.levels.push(Level {
             ino,
             listing: listing.clone(),
             child: None,
+            listed: now,
+            pace: None,
             next_value: 0,
         });
     }
@@ -145,12 +188,16 @@ impl Walk {
     }
 
     /// The objects that are listed next: the first one surely, if the walk goes on, the others
-    /// (its siblings) soon. With the inode of the object that they are in.
-    pub fn next_objects(&self, most: usize) -> Option<(Ino, Vec<Arc<Entry>>)> {
+    /// (its siblings) soon.
+    pub fn next_objects(&self) -> Option<Row<'_>> {
         self.levels.iter().rev().find_map(|level| {
             let next = level.child.map_or(0, |child| child + 1);
-            let rest = level.listing.children().get(next..)?;
-            (!rest.is_empty()).then(|| (level.ino, rest.iter().take(most).cloned().collect()))
+            let objects = level.listing.children().get(next..)?;
+            (!objects.is_empty()).then(|| Row {
+                parent: level.ino,
+                objects,
+                pace: level.pace.unwrap_or(self.pace),
+            })
         })
     }
 
@@ -217,10 +264,7 @@ mod tests {
     }
 
     fn next(walk: &Walk) -> Vec<String> {
-        let objects = walk
-            .next_objects(2)
-            .map(|(_, entries)| entries)
-            .unwrap_or_default();
+        let objects = walk.next_objects().map_or(&[][..], |row| row.objects);
         objects.iter().map(|e| e.file.to_string()).collect()
     }
 
@@ -266,6 +310,37 @@ mod tests {
         // It does not read this one: no reader any more.
         walk.listed(3, 1, "A", &listing("x y"));
         assert_eq!(walk.pace(), None);
+    }
+
+    #[test]
+    fn an_object_without_values_makes_no_reader() {
+        let mut walk = Walk::new(Instant::now());
+        walk.listed(1, 1, "", &listing("A B"));
+        walk.listed(2, 1, "A", &listing("C"));
+        walk.listed(3, 1, "B", &listing("v"));
+        assert_eq!(walk.pace(), Some(Pace::Listing));
+    }
+
+    #[test]
+    fn the_faster_the_walk_the_more_at_once() {
+        let (top, leaf) = (listing("A B C D E F"), listing("v"));
+        let mut walk = Walk::new(Instant::now());
+        let mut after = |millis, file: &str| {
+            walk.last += Duration::from_millis(millis);
+            let (ino, listing) = if file.is_empty() { (1, &top) } else { (2, &leaf) };
+            walk.listed(ino, 1, file, listing);
+            walk.next_objects().map(|row| row.batch())
+        };
+        assert_eq!(
+            after(1, ""),
+            Some(8),
+            "no child was listed yet: as fast as before"
+        );
+        after(20, "A");
+        assert_eq!(after(20, "B"), Some(2));
+        assert_eq!(after(1, "C"), Some(5), "slowed down by the one before");
+        assert_eq!(after(1, "D"), Some(8));
+        assert_eq!(after(90, "E"), Some(1));
     }
 
     #[test]

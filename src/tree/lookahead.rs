@@ -1,0 +1,173 @@
+//! Asking QEMU for what a walk comes to next, before the kernel asks.
+
+use std::sync::Arc;
+
+use super::ahead::{ListAsk, Listed};
+use super::batch::Batch;
+use super::inodes::What;
+use super::listing::{Entry, Listing};
+use super::walk::{Pace, Walk};
+use super::{Ino, Process, Tree};
+use crate::qom::{Path, Request};
+
+/// How many values of an object may be unread when the next object is asked for: enough to
+/// keep QEMU busy, few enough for the values to be fresh when it is their turn.
+pub(super) const NEAR_END: usize = 64;
+
+/// Objects that a walk lists next.
+pub(super) struct Next {
+    parent: Ino,
+    objects: Vec<Arc<Entry>>,
+    /// How many of them to ask for, beginning with the first that was not asked for yet.
+    batch: usize,
+    /// How many of those that come first may have been asked for already. If it is more, there
+    /// is no hurry.
+    lead: usize,
+    /// With their values.
+    values: bool,
+}
+
+impl Next {
+    pub(super) fn of(walk: &Walk, values: bool, lead: usize) -> Option<Next> {
+        let row = walk.next_objects()?;
+        // Names alone are asked for one by one: that costs QEMU the same, and no reply comes late.
+        let batch = if values { row.batch() } else { 1 }.max(lead + 1);
+        // A batch is followed by the next one before the walk has come to its end.
+        let lead = lead.max(batch / 4);
+        Some(Next {
+            parent: row.parent,
+            objects: row.objects.iter().take(lead + batch).cloned().collect(),
+            batch,
+            lead,
+            values,
+        })
+    }
+}
+
+impl Tree {
+    /// A process has opened a directory; asks for what its walk comes to next.
+    pub(super) fn look_ahead(&self, ino: Ino, listing: &Arc<Listing>, process: Process) {
+        if !self.settings.readahead {
+            return;
+        }
+        let (parent, file) = match self.inodes.lock().get(ino) {
+            Some(What::Entry { parent, entry, .. }) => (parent, entry.file.clone()),
+            _ => (ino, "".into()),
+        };
+        // Objects without children come in rows: then two ahead leave QEMU no pause. Otherwise
+        // what comes after the next one is not known.
+        let lead = usize::from(listing.children().is_empty());
+        let mut walks = self.walks.lock();
+        let walk = walks.of(process);
+        walk.listed(ino, parent, &file, listing);
+        match walk.pace() {
+            None => {}
+            Some(Pace::Listing) => {
+                let next = Next::of(walk, false, lead);
+                drop(walks);
+                self.ask_objects(process, next);
+            }
+            Some(Pace::Reading) if self.qom.has_list_get() => {
+                let near = listing.values().len() <= NEAR_END;
+                let next = if near { Next::of(walk, true, lead) } else { None };
+                drop(walks);
+                self.ask_objects(process, next);
+            }
+            Some(Pace::Reading) => {
+                let first = walk.first_value().cloned();
+                drop(walks);
+                if let (Some(entry), Ok(path)) = (first, self.object(ino)) {
+                    self.ask_value(process, &path, &entry);
+                }
+            }
+        }
+    }
+
+    /// Asks for listings ahead, as many as are wanted and not at hand.
+    pub(super) fn ask_objects(&self, process: Process, next: Option<Next>) {
+        let Some(next) = next else {
+            return;
+        };
+        let mut asked = 0;
+        let mut wanted = Vec::with_capacity(next.batch);
+        for entry in &next.objects {
+            let inodes = self.inodes.lock();
+            let path = inodes
+                .object(next.parent)
+                .and_then(|path| path.child(&entry.name));
+            let ino = inodes.named(next.parent, &entry.file);
+            drop(inodes);
+            let Some(path) = path else {
+                continue;
+            };
+            let known = if next.values {
+                self.ahead.has_values(process, &path)
+            } else {
+                ino.is_some_and(|ino| self.listings.get(ino).is_some())
+            };
+            if !known && !self.ahead.is_listed(process, &path, next.values) {
+                wanted.push(path);
+            } else if wanted.is_empty() {
+                asked += 1;
+            }
+        }
+        if asked > next.lead {
+            return;
+        }
+        let room = self.ahead.room(process, next.values);
+        if !next.values {
+            wanted.truncate(next.batch.min(room));
+            self.ask_names(process, wanted);
+        } else if room > 0 {
+            wanted.truncate(next.batch);
+            self.ask_batch(process, wanted);
+        }
+    }
+
+    /// Asks for several objects with their values in one request.
+    fn ask_batch(&self, process: Process, paths: Vec<Path>) {
+        if paths.is_empty() {
+            return;
+        }
+        let (changes, writes) = (self.listings.changes(), self.ahead.writes());
+        let Some(ask) = self.qom.ask_ahead(Request::list_get(&paths)) else {
+            return;
+        };
+        let batch = Batch::new(ask, paths.len());
+        for (index, path) in paths.into_iter().enumerate() {
+            let listed = Listed {
+                ask: ListAsk::Values(batch.clone(), index),
+                process: Some(process),
+                changes,
+                writes,
+            };
+            self.ahead.put_listing(path, listed);
+        }
+    }
+
+    /// Asks for the listings of objects, without values.
+    fn ask_names(&self, process: Process, paths: Vec<Path>) {
+        for path in paths {
+            let (changes, writes) = (self.listings.changes(), self.ahead.writes());
+            let Some(ask) = self.qom.ask_ahead(Request::list(&path)) else {
+                return;
+            };
+            let listed = Listed {
+                ask: ListAsk::Names(ask),
+                process: Some(process),
+                changes,
+                writes,
+            };
+            self.ahead.put_listing(path, listed);
+        }
+    }
+
+    /// Asks for the value that a process reads next.
+    pub(super) fn ask_value(&self, process: Process, path: &Path, entry: &Entry) {
+        let writes = self.ahead.writes();
+        if let Some(ask) = self.qom.ask_ahead(Request::get(path, &entry.name)) {
+            self.ahead
+                .put_value(process, path.clone(), entry.name.clone(), ask, writes);
+        }
+    }
+}
