@@ -2,10 +2,12 @@
 
 mod directory;
 mod reply;
+mod threads;
+mod watch;
 
 use std::ffi::OsStr;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,60 +18,44 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use log::error;
 
 use crate::pool::Pool;
 use crate::qom::Kind;
 use crate::tree::{Result, Slice, Tree};
 use directory::{list, list_plus};
 use reply::{NAME_MAX, PAGE, errno, file_attr, max_write, reply_empty, reply_entry, reply_xattr, text};
-
-/// Threads that take requests from the kernel. One of them is always free of QEMU, for what
-/// the cache can answer.
-pub const THREADS: usize = 4;
+pub use threads::THREADS;
+use threads::Threads;
 
 /// The filesystem as fuser drives it.
 pub struct Fuse {
-    tree: Arc<Tree>,
-    pool: Arc<Pool>,
+    threads: Threads,
     /// How long the kernel may keep attributes that it asked for by inode.
     lifetime: Duration,
 }
 
 impl Fuse {
-    pub fn new(tree: Arc<Tree>) -> Fuse {
+    /// `device` is the connection to the kernel that it will be driven from.
+    pub fn new(tree: Arc<Tree>, device: OwnedFd) -> Fuse {
         Fuse {
             lifetime: tree.settings().entry_timeout,
-            tree,
-            pool: Arc::new(Pool::new(THREADS - 1)),
+            threads: Threads::new(tree, device),
         }
     }
 
     /// The threads that may be waiting for QEMU.
     pub fn pool(&self) -> Arc<Pool> {
-        self.pool.clone()
+        self.threads.pool()
     }
 
-    /// Runs what may wait for QEMU.
-    fn wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
-        let tree = self.tree.clone();
-        self.pool.run(move || guard(|| job(&tree)));
+    fn tree(&self) -> &Tree {
+        &self.threads.tree
     }
 
-    /// Runs what reads an open directory, here if that needs no answer from QEMU.
+    /// Runs what reads an open directory.
     fn show(&self, handle: FileHandle, offset: u64, job: impl FnOnce(&Tree) + Send + 'static) {
-        if self.tree.is_shown(handle.0, offset) {
-            guard(|| job(&self.tree));
-        } else {
-            self.wait(job);
-        }
-    }
-}
-
-/// Contains a panic: the reply that it drops tells the caller EIO, and the thread goes on.
-fn guard(job: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(job)).is_err() {
-        error!("internal error: a request failed with a panic; its caller got EIO");
+        self.threads
+            .answer_or_wait(|tree| tree.is_shown(handle.0, offset), job);
     }
 }
 
@@ -87,31 +73,32 @@ impl Filesystem for Fuse {
         }
         let most = max_write(config.capabilities());
         let _ = config.set_max_write(most);
-        self.tree.set_max_value((most - PAGE) as usize);
+        self.tree().set_max_value((most - PAGE) as usize);
         Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guard(|| {
+        self.threads.answer(|tree| {
             let name = match text(name) {
                 Ok(name) => name,
                 Err(e) => return reply.error(errno(&e)),
             };
-            self.tree.note_lookup(parent.0, request.pid());
-            if let Some(found) = self.tree.lookup_cached(parent.0, name) {
+            tree.note_lookup(parent.0, request.pid());
+            if let Some(found) = tree.lookup_cached(parent.0, name) {
                 return reply_entry(reply, found);
             }
             let name = name.to_owned();
-            self.wait(move |tree| reply_entry(reply, tree.lookup(parent.0, &name)));
+            self.threads
+                .wait(move |tree| reply_entry(reply, tree.lookup(parent.0, &name)));
         });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        guard(|| self.tree.forget(ino.0, count));
+        self.threads.note(|tree| tree.forget(ino.0, count));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        guard(|| match self.tree.attributes(ino.0) {
+        self.threads.answer(|tree| match tree.attributes(ino.0) {
             Ok(a) => reply.attr(&self.lifetime, &file_attr(&a)),
             Err(e) => reply.error(errno(&e)),
         });
@@ -135,11 +122,11 @@ impl Filesystem for Fuse {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        guard(|| {
+        self.threads.answer(|tree| {
             // Truncation brings a new mtime with it.
             let times = size.is_none() && (atime.is_some() || mtime.is_some());
             let other = mode.is_some() || uid.is_some() || gid.is_some() || times;
-            match self.tree.set_attributes(ino.0, size.is_some(), other) {
+            match tree.set_attributes(ino.0, size.is_some(), other) {
                 Ok(a) => reply.attr(&self.lifetime, &file_attr(&a)),
                 Err(e) => reply.error(errno(&e)),
             }
@@ -148,10 +135,11 @@ impl Filesystem for Fuse {
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let process = request.pid();
-        self.wait(move |tree| match tree.read_link(ino.0, process) {
-            Ok(target) => reply.data(target.as_bytes()),
-            Err(e) => reply.error(errno(&e)),
-        });
+        self.threads
+            .wait(move |tree| match tree.read_link(ino.0, process) {
+                Ok(target) => reply.data(target.as_bytes()),
+                Err(e) => reply.error(errno(&e)),
+            });
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
@@ -163,8 +151,8 @@ impl Filesystem for Fuse {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard(|| {
-            let done = text(name).and_then(|name| self.tree.remove_link(parent.0, name));
+        self.threads.answer(|tree| {
+            let done = text(name).and_then(|name| tree.remove_link(parent.0, name));
             reply_empty(reply, done);
         });
     }
@@ -174,12 +162,13 @@ impl Filesystem for Fuse {
     }
 
     fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        guard(|| {
+        self.threads.answer(|_| {
             let (name, target) = match (text(name), target.to_str()) {
                 (Ok(name), Some(target)) => (name.to_owned(), target.to_owned()),
                 _ => return reply.error(Errno::EINVAL),
             };
-            self.wait(move |tree| reply_entry(reply, tree.make_link(parent.0, &name, &target)));
+            self.threads
+                .wait(move |tree| reply_entry(reply, tree.make_link(parent.0, &name, &target)));
         });
     }
 
@@ -193,12 +182,12 @@ impl Filesystem for Fuse {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        guard(|| {
+        self.threads.answer(|_| {
             let (from, to) = match (text(name), text(newname)) {
                 (Ok(from), Ok(to)) if flags.is_empty() => (from.to_owned(), to.to_owned()),
                 _ => return reply.error(Errno::EPERM),
             };
-            self.wait(move |tree| {
+            self.threads.wait(move |tree| {
                 reply_empty(reply, tree.rename_link((parent.0, &from), (newparent.0, &to)));
             });
         });
@@ -234,11 +223,8 @@ impl Filesystem for Fuse {
             Err(e) => reply.error(errno(&e)),
         };
         // Who opens to write asks QEMU nothing.
-        if write || self.tree.is_value_at_hand(ino.0, process) {
-            guard(|| job(&self.tree));
-        } else {
-            self.wait(job);
-        }
+        let at_hand = |tree: &Tree| write || tree.is_value_at_hand(ino.0, process);
+        self.threads.answer_or_wait(at_hand, job);
     }
 
     fn read(
@@ -252,14 +238,16 @@ impl Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guard(|| {
+        self.threads.answer(|tree| {
             let answer = |reply: ReplyData, data: Result<Slice>| match data {
                 Ok(data) => reply.data(&data),
                 Err(e) => reply.error(errno(&e)),
             };
-            match self.tree.read_pinned(handle.0, offset, size) {
+            match tree.read_pinned(handle.0, offset, size) {
                 Some(data) => answer(reply, data),
-                None => self.wait(move |tree| answer(reply, tree.read_file(handle.0, offset, size))),
+                None => self
+                    .threads
+                    .wait(move |tree| answer(reply, tree.read_file(handle.0, offset, size))),
             }
         });
     }
@@ -277,10 +265,11 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let data = data.to_vec();
-        self.wait(move |tree| match tree.write_file(handle.0, offset, &data) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(e) => reply.error(errno(&e)),
-        });
+        self.threads
+            .wait(move |tree| match tree.write_file(handle.0, offset, &data) {
+                Ok(()) => reply.written(data.len() as u32),
+                Err(e) => reply.error(errno(&e)),
+            });
     }
 
     fn release(
@@ -293,26 +282,20 @@ impl Filesystem for Fuse {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        guard(|| self.tree.close_file(handle.0));
-        reply.ok();
+        self.threads.answer(|tree| {
+            tree.close_file(handle.0);
+            reply.ok();
+        });
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        guard(|| {
-            let process = request.pid();
-            if let Some(handle) = self.tree.open_directory_cached(ino.0, process) {
-                return reply.opened(FileHandle(handle), FopenFlags::empty());
-            }
-            let job = move |tree: &Tree| match tree.open_directory(ino.0, process) {
-                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-                Err(e) => reply.error(errno(&e)),
-            };
-            if self.tree.is_listing_at_hand(ino.0) {
-                job(&self.tree);
-            } else {
-                self.wait(job);
-            }
-        });
+        let process = request.pid();
+        let job = move |tree: &Tree| match tree.open_directory(ino.0, process) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(e) => reply.error(errno(&e)),
+        };
+        self.threads
+            .answer_or_wait(|tree| tree.is_listing_at_hand(ino.0), job);
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
@@ -331,19 +314,21 @@ impl Filesystem for Fuse {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        guard(|| self.tree.close_directory(handle.0));
-        reply.ok();
+        self.threads.answer(|tree| {
+            tree.close_directory(handle.0);
+            reply.ok();
+        });
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         // No blocks, as in sysfs and procfs; as many files as are known.
-        reply.statfs(0, 0, 0, self.tree.inode_count() as u64, 0, PAGE, NAME_MAX, PAGE);
+        reply.statfs(0, 0, 0, self.tree().inode_count() as u64, 0, PAGE, NAME_MAX, PAGE);
     }
 
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        guard(|| {
-            let done = self.tree.attributes(ino.0).and_then(|a| {
-                if mask.contains(AccessFlags::W_OK) && self.tree.settings().read_only {
+        self.threads.answer(|tree| {
+            let done = tree.attributes(ino.0).and_then(|a| {
+                if mask.contains(AccessFlags::W_OK) && tree.settings().read_only {
                     Err(libc::EROFS.into())
                 } else if mask.contains(AccessFlags::X_OK) && a.kind == Kind::Value {
                     Err(libc::EACCES.into())
@@ -356,17 +341,19 @@ impl Filesystem for Fuse {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard(|| {
+        self.threads.answer(|_| {
             let Some(name) = name.to_str().filter(|name| name.contains("qom.")) else {
                 return reply.error(Errno::ENODATA);
             };
             let name = name.to_owned();
-            self.wait(move |tree| reply_xattr(reply, size, tree.extended_attribute(ino.0, &name)));
+            self.threads
+                .wait(move |tree| reply_xattr(reply, size, tree.extended_attribute(ino.0, &name)));
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.wait(move |tree| reply_xattr(reply, size, tree.extended_attributes(ino.0)));
+        self.threads
+            .wait(move |tree| reply_xattr(reply, size, tree.extended_attributes(ino.0)));
     }
 
     fn setxattr(
@@ -398,19 +385,5 @@ impl Filesystem for Fuse {
         reply: ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_that_panics_is_contained() {
-        let pool = Pool::new(0);
-        pool.run(|| guard(|| panic!("for a test")));
-        let (tx, rx) = std::sync::mpsc::channel();
-        pool.run(move || guard(|| tx.send(7).unwrap_or_default()));
-        assert_eq!(rx.recv_timeout(Duration::from_secs(10)), Ok(7));
     }
 }

@@ -251,7 +251,7 @@ fn start_session(
     let mut fuser_config = fuser::Config::default();
     fuser_config.acl = acl;
     fuser_config.n_threads = Some(THREADS);
-    let fuse = Fuse::new(tree.clone());
+    let fuse = Fuse::new(tree.clone(), device.try_clone()?);
     let pool = fuse.pool();
     let session = Session::from_fd(fuse, device, acl, fuser_config)?;
     let kernel = KernelCaches::new(session.notifier(), ends)?;

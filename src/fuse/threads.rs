@@ -1,0 +1,93 @@
+//! Which thread answers a request of the kernel.
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use log::error;
+
+use super::watch::Watch;
+use crate::pool::Pool;
+use crate::tree::Tree;
+
+/// Threads that take requests from the kernel. One of them is always free of QEMU, for what
+/// the cache can answer.
+pub const THREADS: usize = 4;
+
+/// The tree, and who works on it.
+pub struct Threads {
+    pub tree: Arc<Tree>,
+    pool: Arc<Pool>,
+    watch: Watch,
+}
+
+impl Threads {
+    /// `device` is the connection to the kernel that requests come from.
+    pub fn new(tree: Arc<Tree>, device: OwnedFd) -> Threads {
+        Threads {
+            tree,
+            pool: Arc::new(Pool::new(THREADS - 1)),
+            watch: Watch::new(device),
+        }
+    }
+
+    /// The threads that may be waiting for QEMU.
+    pub fn pool(&self) -> Arc<Pool> {
+        self.pool.clone()
+    }
+
+    /// Answers a request from memory, on the thread that took it.
+    pub fn answer(&self, job: impl FnOnce(&Tree)) {
+        guard(|| job(&self.tree));
+        self.watch.look_out();
+    }
+
+    /// Does what nobody waits for, on the thread that took it.
+    pub fn note(&self, job: impl FnOnce(&Tree)) {
+        guard(|| job(&self.tree));
+    }
+
+    /// Runs what may wait for QEMU.
+    pub fn wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
+        self.watch.turn_away();
+        let tree = self.tree.clone();
+        self.pool.run(move || guard(|| job(&tree)));
+    }
+
+    /// Answers from memory if all that it takes is at hand there; else it may wait for QEMU.
+    pub fn answer_or_wait(
+        &self,
+        at_hand: impl FnOnce(&Tree) -> bool,
+        job: impl FnOnce(&Tree) + Send + 'static,
+    ) {
+        let mut here = false;
+        guard(|| here = at_hand(&self.tree));
+        if here {
+            self.answer(job);
+        } else {
+            self.wait(job);
+        }
+    }
+}
+
+/// Contains a panic: the reply that it drops tells the caller EIO, and the thread goes on.
+fn guard(job: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+        error!("internal error: a request failed with a panic; its caller got EIO");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_request_that_panics_is_contained() {
+        let pool = Pool::new(0);
+        pool.run(|| guard(|| panic!("for a test")));
+        let (tx, rx) = std::sync::mpsc::channel();
+        pool.run(move || guard(|| tx.send(7).unwrap_or_default()));
+        assert_eq!(rx.recv_timeout(Duration::from_secs(10)), Ok(7));
+    }
+}
