@@ -22,6 +22,10 @@ use nix::unistd::{geteuid, getgid, getuid};
 
 const DEVICE: &str = "/dev/fuse";
 
+/// The most that one request reads, in bytes. For each, the kernel pins as much of the reader's buffer, be it
+/// filled or not, and `grep` and `cat` come with 96 or 128 KiB for values of a few bytes.
+const MAX_READ: u32 = 16384;
+
 /// How to mount.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -105,7 +109,7 @@ fn direct(point: &Path, options: &Options) -> io::Result<OwnedFd> {
         })?
         .into();
     let mut data = format!(
-        "fd={},rootmode={:o},user_id={},group_id={}",
+        "fd={},rootmode={:o},user_id={},group_id={},max_read={MAX_READ}",
         device.as_raw_fd(),
         fs::metadata(point)?.mode() & libc::S_IFMT,
         getuid(),
@@ -147,6 +151,7 @@ fn by_fusermount(point: &Path, options: &Options) -> io::Result<OwnedFd> {
         format!("subtype={}", escaped(&options.subtype)),
         "nosuid".into(),
         "nodev".into(),
+        format!("max_read={MAX_READ}"),
     ];
     for (given, word) in [
         (options.read_only, "ro"),
