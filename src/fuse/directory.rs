@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use fuser::{FileHandle, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
-use super::reply::{bare_attr, errno, file_attr, file_type};
+use super::reply::{bare_attr, errno, file_attr};
 use crate::tree::{Item, Tree};
 
 /// Names, numbers and types.
 pub(super) fn list(tree: &Tree, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
     let mut found = Vec::new();
     let done = tree.read_directory(handle.0, offset, |item, next| match item {
-        Item::Name(ino, kind, name) => reply.add(INodeNo(ino), next, file_type(kind), name),
+        Item::Dots(ino, name) => reply.add(INodeNo(ino), next, FileType::Directory, name),
         Item::Entry(entry, name) => {
             let attr = file_attr(&entry.attributes);
             let full = reply.add(attr.ino, next, attr.kind, name);
@@ -34,10 +34,9 @@ pub(super) fn list(tree: &Tree, handle: FileHandle, offset: u64, mut reply: Repl
 /// The same with what a lookup of each name would give, which saves the kernel the lookups.
 pub(super) fn list_plus(tree: &Tree, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
     let done = tree.read_directory(handle.0, offset, |item, next| match item {
-        // Inode 0: the kernel takes name, number and type, and no reference.
-        Item::Name(ino, kind, name) => {
-            let attr = bare_attr(ino, kind);
-            reply.add(INodeNo(0), next, name, &Duration::ZERO, &attr, Generation(0))
+        Item::Dots(ino, name) => {
+            let attr = bare_attr(ino);
+            reply.add(attr.ino, next, name, &Duration::ZERO, &attr, Generation(0))
         }
         Item::Entry(entry, name) => {
             let attr = file_attr(&entry.attributes);

@@ -77,13 +77,12 @@ impl Filesystem for Fuse {
         Ok(())
     }
 
-    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.threads.answer(|tree| {
             let name = match text(name) {
                 Ok(name) => name,
                 Err(e) => return reply.error(errno(&e)),
             };
-            tree.note_lookup(parent.0, request.pid());
             if let Some(found) = tree.lookup_cached(parent.0, name) {
                 return reply_entry(reply, found);
             }

@@ -48,7 +48,7 @@ pub(super) fn file_attr(a: &Attributes) -> FileAttr {
     }
 }
 
-pub(super) fn file_type(kind: Kind) -> FileType {
+fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Child => FileType::Directory,
         Kind::Link => FileType::Symlink,
@@ -56,11 +56,11 @@ pub(super) fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// Number and type, where the kernel looks at nothing else.
-pub(super) fn bare_attr(ino: u64, kind: Kind) -> FileAttr {
+/// The number of a directory, where the kernel looks at nothing else.
+pub(super) fn bare_attr(ino: u64) -> FileAttr {
     file_attr(&Attributes {
         ino,
-        kind,
+        kind: Kind::Child,
         size: 0,
         mode: 0,
         uid: 0,

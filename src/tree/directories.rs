@@ -6,7 +6,6 @@ use parking_lot::Mutex;
 
 use super::cache::Fresh;
 use super::{Found, Ino, Process, Result, Tree};
-use crate::qom::Kind;
 
 /// The sizes of a listing's entries, where they are known.
 pub(super) type Sizes = Arc<[Option<u64>]>;
@@ -22,16 +21,14 @@ struct Shown {
     fresh: Fresh,
     /// What the values that came with the listing are long, in its order.
     sizes: Option<Sizes>,
-    /// Whether the process is to get the files too, and not only their names.
-    files: bool,
     /// Something was read: offset 0 means "again".
     begun: bool,
 }
 
 /// One line of a directory.
 pub enum Item<'a> {
-    /// `.` or `..`, or what is not asked for as a file: the kernel does not count it.
-    Name(Ino, Kind, &'a str),
+    /// `.` or `..`, which the kernel does not count.
+    Dots(Ino, &'a str),
     Entry(Found, &'a str),
 }
 
@@ -62,7 +59,6 @@ impl Tree {
             shown: Mutex::new(Shown {
                 fresh,
                 sizes,
-                files: self.walks.lock().of(process).wants_files(),
                 begun: false,
             }),
         })
@@ -84,14 +80,14 @@ impl Tree {
         mut take: impl FnMut(Item<'_>, u64) -> bool,
     ) -> Result<()> {
         let directory = self.directories.get(handle).ok_or(libc::EBADF)?;
-        let (Fresh { listing, left }, sizes, files) = self.shown(&directory, offset)?;
+        let (Fresh { listing, left }, sizes) = self.shown(&directory, offset)?;
         for (index, name) in [(0, "."), (1, "..")] {
             let ino = if index == 0 {
                 directory.ino
             } else {
                 directory.parent
             };
-            if offset <= index && take(Item::Name(ino, Kind::Child, name), index + 1) {
+            if offset <= index && take(Item::Dots(ino, name), index + 1) {
                 return Ok(());
             }
         }
@@ -99,15 +95,6 @@ impl Tree {
         for (entry, next) in listing.entries()[first as usize..].iter().zip(first + 3..) {
             let index = next as usize - 3;
             let reserved = listing.reserved(index);
-            // A walker goes down to every object, but to its properties only if it wants them: an
-            // inode costs us, the kernel and the memory of both.
-            if !files && entry.kind != Kind::Child {
-                let ino = self.inodes.lock().number(directory.ino, entry, reserved);
-                if take(Item::Name(ino, entry.kind, &entry.file), next) {
-                    break;
-                }
-                continue;
-            }
             let at_hand = sizes.as_ref().and_then(|sizes| sizes[index]);
             let found = self.enter(directory.ino, entry, reserved, at_hand, left)?;
             let ino = found.attributes.ino;
@@ -129,12 +116,12 @@ impl Tree {
     }
 
     /// What an open directory shows from this offset on. Rewound, it is looked up again.
-    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Fresh, Option<Sizes>, bool)> {
+    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Fresh, Option<Sizes>)> {
         let mut shown = directory.shown.lock();
         if offset == 0 && std::mem::replace(&mut shown.begun, true) {
             shown.fresh = self.listing(directory.ino)?;
             shown.sizes = None;
         }
-        Ok((shown.fresh.clone(), shown.sizes.clone(), shown.files))
+        Ok((shown.fresh.clone(), shown.sizes.clone()))
     }
 }

@@ -85,12 +85,6 @@ impl Inodes {
         first
     }
 
-    /// The number of an entry: that of its inode if the kernel knows it, else the reserved one.
-    pub fn number(&self, parent: Ino, entry: &Entry, reserved: Ino) -> Ino {
-        let known = self.by_name.get(&(parent, entry.file.clone()));
-        known.copied().unwrap_or(reserved)
-    }
-
     /// The inode of an entry, counted as given to the kernel once more. It gets the `reserved`
     /// number if it has none yet. An entry that changed its type is another one and gets a new
     /// number. `None` when there are too many.
@@ -222,6 +216,11 @@ impl Inodes {
     /// The parent of an inode; the root's is the root.
     pub fn parent(&self, ino: Ino) -> Ino {
         self.nodes.get(&ino).map_or(ROOT, |node| node.parent)
+    }
+
+    /// What an inode shows as its size; 0 where it has none.
+    pub fn size(&self, ino: Ino) -> u64 {
+        self.nodes.get(&ino).map_or(0, |node| node.size)
     }
 
     /// Remembers the length of the value that was opened. True when the kernel was told another.

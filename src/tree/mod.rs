@@ -157,11 +157,6 @@ impl Tree {
         self.inodes.lock().count()
     }
 
-    /// Notes that a process looks up a name.
-    pub fn note_lookup(&self, parent: Ino, process: Process) {
-        self.walks.lock().of(process).looked_up(parent);
-    }
-
     /// Finds a name in a directory, if that can be told without asking QEMU.
     pub fn lookup_cached(&self, parent: Ino, file: &str) -> Option<Result<Found>> {
         if let Some(found) = self.temporary(parent, file) {
@@ -210,10 +205,7 @@ impl Tree {
         if let Some(size) = size {
             inodes.set_size(ino, size);
         }
-        let size = match inodes.get(ino) {
-            Some(What::Entry { size, .. }) => size,
-            _ => 0,
-        };
+        let size = inodes.size(ino);
         drop(inodes);
         Ok(Found {
             attributes: self.attributes_of(ino, entry.kind, size),

@@ -39,8 +39,6 @@ pub struct Walk {
     walking: bool,
     /// The values of the object listed before the last one were read, all of them.
     reading: bool,
-    /// Names in objects that it listed were looked up: it wants to know their files.
-    looking: bool,
     /// The property opened last, and the object that it is of.
     opened: Option<(Ino, Arc<Entry>)>,
 }
@@ -118,7 +116,6 @@ impl Walk {
             levels: Vec::new(),
             walking: false,
             reading: false,
-            looking: false,
             opened: None,
         }
     }
@@ -166,16 +163,6 @@ impl Walk {
             pace: None,
             next_value: 0,
         });
-    }
-
-    /// The process looks up a name in an object: one that lists and stats, if it listed it last.
-    pub fn looked_up(&mut self, parent: Ino) {
-        self.looking |= self.levels.last().is_some_and(|level| level.ino == parent);
-    }
-
-    /// Whether the process wants more of a listing than names: it stats or reads what it lists.
-    pub fn wants_files(&self) -> bool {
-        self.looking || self.reading || self.opened.is_some()
     }
 
     /// Whether requests may be made ahead of this walk; and whether it reads what it lists.
@@ -352,18 +339,6 @@ mod tests {
         }
         assert!(walk.opened(1, &top.values()[1]).second);
         assert!(!walk.opened(2, &top.values()[0]).second);
-    }
-
-    #[test]
-    fn who_stats_what_it_lists_wants_files() {
-        let mut walk = Walk::new(Instant::now());
-        walk.looked_up(1);
-        assert!(!walk.wants_files(), "the way to a folder is no walk in it");
-        walk.listed(1, 1, "", &listing("a A"));
-        assert!(!walk.wants_files());
-        walk.looked_up(1);
-        walk.listed(2, 1, "A", &listing("a b"));
-        assert!(walk.wants_files());
     }
 
     #[test]
