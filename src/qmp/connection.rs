@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use socket2::Socket;
 
@@ -18,10 +18,8 @@ use super::address::Address;
 use super::error::{Closed, ConnectError, Error};
 use super::handshake::{Incoming, handshake};
 use super::lines::LineReader;
+use super::slot::Slot;
 use super::wire::{self, Event, Greeting, Message, printable};
-
-/// The longest reply kept, in bytes, to a request that was made ahead.
-const MOST_AHEAD: usize = 4 << 20;
 
 /// A reply as it came: the JSON text of `return`.
 pub(super) type Reply = Result<Box<RawValue>, Error>;
@@ -59,25 +57,6 @@ struct State {
     /// How many of them nobody waits for any more because their time ran out.
     overdue: usize,
     closed: Option<Arc<Closed>>,
-}
-
-/// Where one request's reply is put.
-struct Slot {
-    outcome: Mutex<Outcome>,
-    ready: Condvar,
-    sent: Instant,
-    /// Nobody waits for it yet, and perhaps nobody will.
-    ahead: bool,
-    /// For the log, at debug level only.
-    text: Option<String>,
-}
-
-enum Outcome {
-    Waiting,
-    /// The time ran out; the reply is dropped when it comes.
-    Overdue,
-    Done(Reply),
-    Taken,
 }
 
 /// A request that was sent. Dropping it gives the reply up, not its place in the order.
@@ -192,7 +171,7 @@ impl Pending {
 
     /// Whether the reply is there, or the end of the connection.
     pub fn is_ready(&self) -> bool {
-        matches!(*self.slot.outcome.lock(), Outcome::Done(_))
+        self.slot.is_filled()
     }
 
     /// Waits for the reply until the timeout, counted from when the request was sent.
@@ -200,35 +179,11 @@ impl Pending {
     /// # Errors
     /// What QEMU answered, or [`Error::Timeout`], or [`Error::Closed`].
     pub fn wait(self) -> Reply {
-        let deadline = self.slot.sent + self.shared.timeout;
-        let mut outcome = self.slot.outcome.lock();
-        while matches!(*outcome, Outcome::Waiting) {
-            if self.slot.ready.wait_until(&mut outcome, deadline).timed_out() {
-                break;
-            }
-        }
-        if let Outcome::Done(reply) = std::mem::replace(&mut *outcome, Outcome::Taken) {
-            return reply;
-        }
-        *outcome = Outcome::Overdue;
-        self.shared.state.lock().overdue += 1;
-        Err(Error::Timeout(self.shared.timeout))
-    }
-}
-
-impl Slot {
-    fn fill(&self, reply: Reply) -> bool {
-        let mut outcome = self.outcome.lock();
-        let reply = match reply {
-            Ok(text) if self.ahead && text.get().len() > MOST_AHEAD => {
-                Err(Error::Undecodable("a reply too long to be held ahead".into()))
-            }
-            reply => reply,
-        };
-        let late = matches!(*outcome, Outcome::Overdue);
-        *outcome = Outcome::Done(reply);
-        self.ready.notify_all();
-        late
+        let Shared { timeout, state, .. } = &*self.shared;
+        let reply = self
+            .slot
+            .take(self.slot.sent + *timeout, || state.lock().overdue += 1);
+        reply.unwrap_or(Err(Error::Timeout(*timeout)))
     }
 }
 
@@ -242,13 +197,8 @@ impl Shared {
         if !self.flush(&mut writer, deadline)? {
             return Err(Error::Stalled);
         }
-        let slot = Arc::new(Slot {
-            outcome: Mutex::new(Outcome::Waiting),
-            ready: Condvar::new(),
-            sent: Instant::now(),
-            ahead: patience.is_zero(),
-            text: log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request))),
-        });
+        let text = log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request)));
+        let slot = Slot::new(patience.is_zero(), text);
         {
             let mut state = self.state.lock();
             if let Some(why) = &state.closed {

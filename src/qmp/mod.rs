@@ -10,6 +10,7 @@ mod error;
 mod handshake;
 mod lines;
 mod monitor;
+mod slot;
 mod wire;
 
 pub use address::{Address, AddressError};
