@@ -41,6 +41,12 @@ impl Drop for Opening {
 /// While `hanging` wait for QEMU, what is cached is told; when QEMU answers after all, they finish.
 #[track_caller]
 fn told_meanwhile(hanging: &str, waiting: usize) {
+    told_beside("true", hanging, waiting);
+}
+
+/// The same while `busy` goes on beside it, which needs no answer from QEMU.
+#[track_caller]
+fn told_beside(busy: &str, hanging: &str, waiting: usize) {
     let tree = ScriptedTree::new();
     for n in 0..100 {
         tree.object(&format!("/o{n}"));
@@ -68,6 +74,7 @@ fn told_meanwhile(hanging: &str, waiting: usize) {
         "no reader asks"
     );
     std::thread::sleep(Duration::from_millis(500));
+    let busy = sh_start(&format!("{here}{busy}"));
 
     for told in [
         "ls",
@@ -81,6 +88,7 @@ fn told_meanwhile(hanging: &str, waiting: usize) {
     ] {
         sh_deadline(&format!("{here}{told}"), DEADLINE).ok(); // "HUNG" if it waits
     }
+    busy.finish(3 * DEADLINE).ok();
     assert_eq!(server.requests().len(), 1, "the gate was open");
     gate.set(false);
     let out = readers.finish(DEADLINE);
@@ -113,6 +121,16 @@ fn while_writers_hang() {
     told_meanwhile(
         "for i in {1..10}; do (echo 5 > o0/p$((i % 4)) && echo done) & done; wait",
         10,
+    );
+}
+
+/// One thread then looks out for each next request, and the others stand aside for it.
+#[test]
+fn while_others_ask_without_pause_for_what_is_known() {
+    told_beside(
+        "for i in {1..300}; do find o0 o1 o2 -size 1c >/dev/null; done",
+        &format!("for i in {{1..{HANGING}}}; do cat o$((i % 3))/p$((i % 4)) & sleep 0.01; done; wait"),
+        HANGING,
     );
 }
 
