@@ -101,3 +101,25 @@ fn an_object_that_vanishes_during_a_walk_harms_no_other() {
         }
     }
 }
+
+#[test]
+fn values_too_large_to_be_held_for_many_are_exact_all_the_same() {
+    // Together more than is kept of a reply, and more than is taken of one that was asked for ahead.
+    for bytes in [600_000, 1_200_000] {
+        let tree = orchard().with_list_get(true);
+        // Not the first: the walk is fast until it asks for the others together.
+        for object in ["/b", "/c", "/d", "/e"] {
+            tree.prop(object, "large", "string", json!(object.repeat(bytes / 2)));
+        }
+        let dir = tempfile::tempdir().expect("make a folder");
+        let server = serve_new(&tree, &dir);
+        let mount = Mount::start(server.socket(), &[]);
+        let out = sh_in(mount.path(), "grep -rh . | tr -d '\\n' | wc -c");
+        let small = "123".len() + "container".len();
+        let expected = 5 * small + 4 * bytes + "container".len();
+        assert_eq!(out.ok().text(), expected.to_string(), "{bytes}");
+        let batches = batches(&server);
+        assert!(batches.iter().any(|paths| paths.len() > 1), "{batches:?}");
+        assert!(batches.contains(&vec!["/e".into()]), "{batches:?}");
+    }
+}

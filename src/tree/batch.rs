@@ -8,6 +8,10 @@ use parking_lot::Mutex;
 
 use crate::qom::{Ask, Error, Valued};
 
+/// What a reply may weigh, in bytes, for the parts of other objects to be kept until they are
+/// wanted. That of eight CPUs weighs a fifth of it.
+const MOST_KEPT: usize = 2 << 20;
+
 /// A request for several objects. Whoever needs one of them first waits for the reply; then each
 /// object's part is there to be taken.
 pub struct Batch {
@@ -51,7 +55,7 @@ impl Batch {
     }
 
     /// Waits for the reply if it was not waited for yet, and takes the part of one object. `None`
-    /// when the reply has no such part, as no QEMU's is, or when it was taken already.
+    /// when the reply has no such part, as no QEMU's is, or when it was too much to be kept.
     ///
     /// # Errors
     /// The same for all objects: one bad path fails the whole request.
@@ -63,7 +67,11 @@ impl Batch {
             *reply = match ask.wait() {
                 // Without a part for each, nobody can tell whose they are.
                 Ok(parts) if parts.len() != self.objects => Reply::Came(Vec::new()),
-                Ok(parts) => Reply::Came(parts.into_iter().map(Some).collect()),
+                Ok(parts) => {
+                    let fits = parts.iter().flatten().map(weight).sum::<usize>() <= MOST_KEPT;
+                    let kept = |(i, part)| (fits || i == index).then_some(part);
+                    Reply::Came(parts.into_iter().enumerate().map(kept).collect())
+                }
                 Err(e) => Reply::Failed(e),
             };
         }
@@ -73,4 +81,13 @@ impl Batch {
             Reply::Asked(_) => Ok(None),
         }
     }
+}
+
+/// About what a property with its value takes.
+fn weight(valued: &Valued) -> usize {
+    let text = match &valued.text {
+        Some(Ok(text)) => text.len(),
+        _ => 0,
+    };
+    128 + valued.property.name.len() + valued.property.declared.len() + text
 }

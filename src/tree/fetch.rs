@@ -91,25 +91,27 @@ impl Tree {
     /// process that wanted them.
     fn finish(&self, path: &Path, listed: Listed) -> StdResult<(Vec<Property>, Instant), qom::Error> {
         let sent = listed.sent();
-        let failed = match listed.ask {
+        let (batch, index) = match listed.ask {
             ListAsk::Names(ask) => return Ok((ask.wait()?, sent)),
-            ListAsk::Values(batch, index) => match batch.take(index) {
-                Ok(Some(values)) => {
-                    let properties = values.iter().map(|v| v.property.clone()).collect();
-                    if let Some(process) = listed.process {
-                        self.ahead.keep(process, path, sent, listed.writes, values);
-                    }
-                    return Ok((properties, sent));
-                }
-                // Perhaps it was another object that is gone.
-                Err(e) if e.reason() == Reason::NotFound && batch.is_shared() => {
-                    let alone = self.ask_listing(path, true, listed.process)?;
-                    return self.finish(path, alone);
-                }
-                Ok(None) => None,
-                Err(e) => Some(e),
-            },
+            ListAsk::Values(batch, index) => (batch, index),
         };
+        let failed = match batch.take(index) {
+            Ok(Some(values)) => {
+                let properties = values.iter().map(|v| v.property.clone()).collect();
+                if let Some(process) = listed.process {
+                    self.ahead.keep(process, path, sent, listed.writes, values);
+                }
+                return Ok((properties, sent));
+            }
+            Ok(None) => None,
+            Err(e) => Some(e),
+        };
+        let reason = failed.as_ref().map(qom::Error::reason);
+        if batch.is_shared() && matches!(reason, None | Some(Reason::NotFound | Reason::Undecodable)) {
+            // Perhaps it is another object that is gone, or they were too much together.
+            let alone = self.ask_listing(path, true, listed.process)?;
+            return self.finish(path, alone);
+        }
         match failed {
             Some(e) => match e.reason() {
                 Reason::NotFound | Reason::Timeout | Reason::Disconnected => return Err(e),
