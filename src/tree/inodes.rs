@@ -1,6 +1,6 @@
 //! Inodes: numbered once per path, counted with the kernel, forgotten with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::listing::Entry;
@@ -44,13 +44,41 @@ pub enum What {
 /// The inodes that the kernel knows.
 #[derive(Debug)]
 pub struct Inodes {
-    nodes: HashMap<Ino, Node>,
-    by_name: HashMap<(Ino, Arc<str>), Ino>,
+    /// Numbers grow, and a walk touches those of one directory: a tree keeps them together.
+    nodes: BTreeMap<Ino, Node>,
+    names: Names,
     next: Ino,
     /// About what all this takes, in bytes.
     weight: usize,
     /// The most nodes that there were since memory was given back.
     peak: usize,
+}
+
+/// The inodes under each file name, by directory.
+#[derive(Debug, Default)]
+struct Names(HashMap<Ino, HashMap<Arc<str>, Ino>>);
+
+impl Names {
+    fn get(&self, parent: Ino, file: &str) -> Option<Ino> {
+        self.0.get(&parent)?.get(file).copied()
+    }
+
+    fn insert(&mut self, parent: Ino, file: Arc<str>, ino: Ino) {
+        self.0.entry(parent).or_default().insert(file, ino);
+    }
+
+    /// Takes a name away if it is this inode's.
+    fn remove(&mut self, parent: Ino, file: &str, ino: Ino) {
+        let Some(of_parent) = self.0.get_mut(&parent) else {
+            return;
+        };
+        if of_parent.get(file) == Some(&ino) {
+            of_parent.remove(file);
+        }
+        if of_parent.is_empty() {
+            self.0.remove(&parent);
+        }
+    }
 }
 
 /// Below this many nodes it is not worth while to give memory back before all are forgotten.
@@ -68,8 +96,8 @@ fn weight(entry: &Entry) -> usize {
 impl Default for Inodes {
     fn default() -> Self {
         Inodes {
-            nodes: HashMap::new(),
-            by_name: HashMap::new(),
+            nodes: BTreeMap::new(),
+            names: Names::default(),
             next: ROOT + 1,
             weight: 0,
             peak: 0,
@@ -89,7 +117,7 @@ impl Inodes {
     /// number if it has none yet. An entry that changed its type is another one and gets a new
     /// number. `None` when there are too many.
     pub fn enter(&mut self, parent: Ino, entry: &Arc<Entry>, reserved: Ino) -> Option<Ino> {
-        if let Some(&ino) = self.by_name.get(&(parent, entry.file.clone())) {
+        if let Some(ino) = self.names.get(parent, &entry.file) {
             match self.nodes.get_mut(&ino) {
                 Some(node) if node.entry == *entry => {
                     node.lookups += 1;
@@ -118,7 +146,7 @@ impl Inodes {
         }
         self.weight += weight(&entry);
         self.peak = self.peak.max(self.nodes.len() + 1);
-        self.by_name.insert((parent, entry.file.clone()), ino);
+        self.names.insert(parent, entry.file.clone(), ino);
         self.nodes.insert(
             ino,
             Node {
@@ -139,7 +167,7 @@ impl Inodes {
 
     /// Puts an entry under an inode that the kernel already has, `lookups` times.
     pub fn adopt(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64) {
-        if let Some(&old) = self.by_name.get(&(parent, entry.file.clone())) {
+        if let Some(old) = self.names.get(parent, &entry.file) {
             self.detach(old);
         }
         self.insert(ino, parent, entry, lookups);
@@ -147,7 +175,7 @@ impl Inodes {
 
     /// The inode under a file name, if the kernel knows it.
     pub fn named(&self, parent: Ino, file: &str) -> Option<Ino> {
-        self.by_name.get(&(parent, Arc::from(file))).copied()
+        self.names.get(parent, file)
     }
 
     /// The inode of a child by its name in QEMU, if the kernel knows it.
@@ -241,10 +269,7 @@ impl Inodes {
             return;
         };
         node.dead = true;
-        let key = (node.parent, node.entry.file.clone());
-        if self.by_name.get(&key) == Some(&ino) {
-            self.by_name.remove(&key);
-        }
+        self.names.remove(node.parent, &node.entry.file, ino);
     }
 
     /// The kernel gives back `count` of the times that it was given this inode. True when so
@@ -272,8 +297,7 @@ impl Inodes {
         let none = self.nodes.is_empty() && self.peak > 0;
         let few = none || (self.peak > MANY && self.nodes.len() < self.peak / 8);
         if few {
-            self.nodes.shrink_to_fit();
-            self.by_name.shrink_to_fit();
+            self.names.0.shrink_to_fit();
             self.peak = self.nodes.len();
         }
         few

@@ -202,10 +202,13 @@ impl Tree {
                 "the kernel holds too many files of this mount",
             ));
         };
-        if let Some(size) = size {
-            inodes.set_size(ino, size);
-        }
-        let size = inodes.size(ino);
+        let size = match size {
+            Some(size) => {
+                inodes.set_size(ino, size);
+                size
+            }
+            None => inodes.size(ino),
+        };
         drop(inodes);
         Ok(Found {
             attributes: self.attributes_of(ino, entry.kind, size),
