@@ -294,7 +294,7 @@ impl Filesystem for Fuse {
             Err(e) => reply.error(errno(&e)),
         };
         self.threads
-            .answer_or_wait(|tree| tree.is_listing_at_hand(ino.0), job);
+            .answer_or_wait(|tree| tree.is_listing_at_hand(ino.0, process), job);
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {

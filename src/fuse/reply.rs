@@ -10,7 +10,6 @@ use crate::tree::{Attributes, Error, Found, Result};
 
 /// The largest write taken, in bytes, where the kernel allows it.
 const MAX_WRITE: u32 = 1 << 20;
-/// The kernel's split of a large write may be this much shorter than the largest.
 /// The longest file name, in bytes.
 pub(super) const NAME_MAX: u32 = 255;
 pub(super) const PAGE: u32 = 4096;

@@ -16,9 +16,9 @@ use crate::qom::{Ask, Error, Path, Property, Valued};
 
 /// Requests for listings ahead of one walk that it has not come to yet: without values, and with them,
 /// where it leaves some behind at each level that it goes down from.
-const MOST_NAMES: usize = 2;
+const MOST_NAMES: usize = 4;
 const MOST_BATCHES: usize = 8;
-/// When a listing without values that nobody came for is given up.
+/// When a listing without values that its walk did not come to is given up, at the latest.
 const GIVE_UP: Duration = Duration::from_secs(1);
 /// Such requests ahead of all walks together.
 const MOST_REQUESTS: usize = 32;
@@ -52,13 +52,6 @@ impl Listed {
     fn has_values(&self) -> bool {
         matches!(self.ask, ListAsk::Values(..))
     }
-
-    /// Whether it may still be used. With values that may not, it is better asked for again: else
-    /// the listing would be followed by a second request, for the values.
-    fn is_young(&self) -> bool {
-        let limit = if self.has_values() { WINDOW } else { GIVE_UP };
-        self.sent().elapsed() < limit
-    }
 }
 
 /// How many requests these come from.
@@ -89,19 +82,31 @@ struct Snapshot {
     texts: HashMap<Arc<str>, Result<String, Error>>,
 }
 
-/// Everything that is ahead.
-#[derive(Default)]
+/// Everything that is ahead. What was asked for the walk of one process is for that one only: what one reads
+/// in a row must not be served to another's single read.
 pub struct Ahead {
-    listings: Mutex<HashMap<Path, Listed>>,
+    /// How long a listing without values may wait to be taken.
+    lifetime: Duration,
+    listings: Mutex<HashMap<(u32, Path), Listed>>,
     /// One per process.
     values: Mutex<HashMap<u32, Value>>,
-    /// By process too: what one reads in a row must not be served to another's single read.
     snapshots: Mutex<HashMap<(u32, Path), Snapshot>>,
     /// Counts what may have changed values.
     writes: AtomicU64,
 }
 
 impl Ahead {
+    /// With the time for which listings hold.
+    pub fn new(entry_timeout: Duration) -> Ahead {
+        Ahead {
+            lifetime: entry_timeout.clamp(WINDOW, GIVE_UP),
+            listings: Mutex::default(),
+            values: Mutex::default(),
+            snapshots: Mutex::default(),
+            writes: AtomicU64::new(0),
+        }
+    }
+
     /// To be called before and after a write: nothing that was read before holds afterwards.
     pub fn wrote(&self) {
         self.writes.fetch_add(1, Ordering::SeqCst);
@@ -112,35 +117,48 @@ impl Ahead {
         self.writes.load(Ordering::SeqCst)
     }
 
-    /// Whether the listing of an object was asked for ahead and waits to be taken, for a process
-    /// that needs the values, or for any that does not.
-    pub fn is_listed(&self, process: u32, path: &Path, values: bool) -> bool {
+    /// Whether a listing may still be used, by its age and by the `changes` that there were. With values
+    /// that may not be served, it is better asked for again: else a second request would follow, for them.
+    fn is_good(&self, listed: &Listed, changes: u64) -> bool {
+        listed.changes == changes && (!listed.has_values() || listed.writes == self.writes()) && {
+            let limit = if listed.has_values() {
+                WINDOW
+            } else {
+                self.lifetime
+            };
+            listed.sent().elapsed() < limit
+        }
+    }
+
+    /// Whether the listing of an object was asked for ahead of the walk of a process, with its values if
+    /// these are needed, and waits to be taken.
+    pub fn is_listed(&self, process: u32, path: &Path, values: bool, changes: u64) -> bool {
         let listings = self.listings.lock();
-        let good = |listed: &Listed| {
-            listed.is_young() && (!values || listed.has_values() && listed.process == Some(process))
-        };
-        listings.get(path).is_some_and(good)
+        let listed = listings.get(&(process, path.clone()));
+        listed.is_some_and(|listed| self.is_good(listed, changes) && (listed.has_values() || !values))
     }
 
     /// How many more requests for listings may be made ahead of the walk of a process.
-    pub fn room(&self, process: u32, values: bool) -> usize {
+    pub fn room(&self, process: u32, values: bool, changes: u64) -> usize {
         let mut listings = self.listings.lock();
-        listings.retain(|_, listed| listed.is_young());
-        let of_this = listings.values().filter(|l| l.process == Some(process));
+        listings.retain(|_, listed| self.is_good(listed, changes));
+        let of_this = listings.iter().filter(|((of, _), _)| *of == process);
         let most = if values { MOST_BATCHES } else { MOST_NAMES };
         let left = MOST_REQUESTS.saturating_sub(requests(listings.values()));
-        most.saturating_sub(requests(of_this)).min(left)
+        most.saturating_sub(requests(of_this.map(|(_, listed)| listed)))
+            .min(left)
     }
 
-    pub fn put_listing(&self, path: Path, listed: Listed) {
-        self.listings.lock().insert(path, listed);
+    pub fn put_listing(&self, process: u32, path: Path, listed: Listed) {
+        self.listings.lock().insert((process, path), listed);
     }
 
     /// Whether such a listing has come.
-    pub fn is_ready(&self, path: &Path) -> bool {
+    pub fn is_ready(&self, process: u32, path: &Path, changes: u64) -> bool {
         let listings = self.listings.lock();
-        listings.get(path).is_some_and(|listed| {
-            listed.is_young()
+        let listed = listings.get(&(process, path.clone()));
+        listed.is_some_and(|listed| {
+            self.is_good(listed, changes)
                 && match &listed.ask {
                     ListAsk::Names(ask) => ask.is_ready(),
                     ListAsk::Values(batch, _) => batch.is_ready(),
@@ -149,18 +167,21 @@ impl Ahead {
     }
 
     /// A listing that was asked for ahead, unless something changed since.
-    pub fn take_listing(&self, path: &Path, changes: u64) -> Option<Listed> {
-        let listed = self.listings.lock().remove(path)?;
-        (listed.changes == changes && listed.is_young()).then_some(listed)
+    pub fn take_listing(&self, process: u32, path: &Path, changes: u64) -> Option<Listed> {
+        let listed = self.listings.lock().remove(&(process, path.clone()))?;
+        self.is_good(&listed, changes).then_some(listed)
     }
 
-    /// The same, only if its reply has the values, for this process.
-    pub fn take_values(&self, process: u32, path: &Path) -> Option<Listed> {
+    /// The same, only if its reply has the values.
+    pub fn take_values(&self, process: u32, path: &Path, changes: u64) -> Option<Listed> {
         let mut listings = self.listings.lock();
-        let listed = listings.get(path)?;
-        let has_values = listed.has_values() && listed.process == Some(process);
-        let listed = if has_values { listings.remove(path) } else { None };
-        listed.filter(Listed::is_young)
+        let key = (process, path.clone());
+        let listed = if listings.get(&key)?.has_values() {
+            listings.remove(&key)
+        } else {
+            None
+        };
+        listed.filter(|listed| self.is_good(listed, changes))
     }
 
     pub fn put_value(&self, process: u32, path: Path, name: Arc<str>, ask: Ask<String>, writes: u64) {
@@ -257,7 +278,9 @@ impl Ahead {
 
     /// Lets go of what can no longer be served.
     pub fn forget_old(&self) {
-        self.listings.lock().retain(|_, listed| listed.is_young());
+        self.listings
+            .lock()
+            .retain(|_, listed| self.is_good(listed, listed.changes));
         self.values
             .lock()
             .retain(|_, value| value.ask.sent().elapsed() < WINDOW);

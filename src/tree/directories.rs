@@ -35,8 +35,12 @@ pub enum Item<'a> {
 impl Tree {
     /// Whether the listing of a directory is known, or was asked for ahead and came, so that opening
     /// it waits for nothing.
-    pub fn is_listing_at_hand(&self, ino: Ino) -> bool {
-        let came = || self.object(ino).is_ok_and(|path| self.ahead.is_ready(&path));
+    pub fn is_listing_at_hand(&self, ino: Ino, process: Process) -> bool {
+        let changes = self.listings.changes();
+        let came = || {
+            self.object(ino)
+                .is_ok_and(|path| self.ahead.is_ready(process, &path, changes))
+        };
         self.listings.get(ino).is_some() || came()
     }
 
@@ -66,6 +70,7 @@ impl Tree {
 
     pub fn close_directory(&self, handle: u64) {
         self.directories.close(handle);
+        self.ahead.forget_old();
     }
 
     /// Gives the lines of an open directory from `offset` on to `take`, with the offset of the
@@ -96,7 +101,12 @@ impl Tree {
             let index = next as usize - 3;
             let reserved = listing.reserved(index);
             let at_hand = sizes.as_ref().and_then(|sizes| sizes[index]);
-            let found = self.enter(directory.ino, entry, reserved, at_hand, left)?;
+            let found = match self.enter(directory.ino, entry, reserved, at_hand, left) {
+                Ok(found) => found,
+                // With an error the kernel would take none of those before, which are counted.
+                Err(_) if next > offset + 1 => break,
+                Err(e) => return Err(e),
+            };
             let ino = found.attributes.ino;
             if take(Item::Entry(found, &entry.file), next) {
                 self.forget(ino, 1);

@@ -33,7 +33,8 @@ impl Tree {
             self.ask_listing(&path, values, process)
                 .and_then(|listed| self.finish(&path, listed))
         };
-        let listed = match self.ahead.take_listing(&path, changes) {
+        let ahead = process.and_then(|process| self.ahead.take_listing(process, &path, changes));
+        let listed = match ahead {
             Some(listed) => self.finish(&path, listed).or_else(|e| match e.reason() {
                 Reason::Undecodable => now(),
                 _ => Err(e),
@@ -166,7 +167,8 @@ impl Tree {
             return served;
         }
         if !self.ahead.has_values(process, path) {
-            let asked = match self.ahead.take_values(process, path) {
+            let changes = self.listings.changes();
+            let asked = match self.ahead.take_values(process, path, changes) {
                 None if second => Some(self.ask_listing(path, true, Some(process))?),
                 asked => asked,
             };

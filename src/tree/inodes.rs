@@ -1,8 +1,9 @@
 //! Inodes: numbered once per path, counted with the kernel, forgotten with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::by_name::ByName;
 use super::listing::Entry;
 use super::names::{file_name, is_odd};
 use crate::qom::{Kind, Path};
@@ -46,39 +47,12 @@ pub enum What {
 pub struct Inodes {
     /// Numbers grow, and a walk touches those of one directory: a tree keeps them together.
     nodes: BTreeMap<Ino, Node>,
-    names: Names,
+    names: ByName,
     next: Ino,
     /// About what all this takes, in bytes.
     weight: usize,
     /// The most nodes that there were since memory was given back.
     peak: usize,
-}
-
-/// The inodes under each file name, by directory.
-#[derive(Debug, Default)]
-struct Names(HashMap<Ino, HashMap<Arc<str>, Ino>>);
-
-impl Names {
-    fn get(&self, parent: Ino, file: &str) -> Option<Ino> {
-        self.0.get(&parent)?.get(file).copied()
-    }
-
-    fn insert(&mut self, parent: Ino, file: Arc<str>, ino: Ino) {
-        self.0.entry(parent).or_default().insert(file, ino);
-    }
-
-    /// Takes a name away if it is this inode's.
-    fn remove(&mut self, parent: Ino, file: &str, ino: Ino) {
-        let Some(of_parent) = self.0.get_mut(&parent) else {
-            return;
-        };
-        if of_parent.get(file) == Some(&ino) {
-            of_parent.remove(file);
-        }
-        if of_parent.is_empty() {
-            self.0.remove(&parent);
-        }
-    }
 }
 
 /// Below this many nodes it is not worth while to give memory back before all are forgotten.
@@ -97,7 +71,7 @@ impl Default for Inodes {
     fn default() -> Self {
         Inodes {
             nodes: BTreeMap::new(),
-            names: Names::default(),
+            names: ByName::default(),
             next: ROOT + 1,
             weight: 0,
             peak: 0,
@@ -297,7 +271,7 @@ impl Inodes {
         let none = self.nodes.is_empty() && self.peak > 0;
         let few = none || (self.peak > MANY && self.nodes.len() < self.peak / 8);
         if few {
-            self.names.0.shrink_to_fit();
+            self.names.shrink();
             self.peak = self.nodes.len();
         }
         few

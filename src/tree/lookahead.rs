@@ -30,10 +30,13 @@ pub(super) struct Next {
 impl Next {
     pub(super) fn of(walk: &Walk, values: bool, lead: usize) -> Option<Next> {
         let row = walk.next_objects()?;
-        // Names alone are asked for one by one: that costs QEMU the same, and no reply comes late.
-        let batch = if values { row.batch() } else { 1 }.max(lead + 1);
-        // A batch is followed by the next one before the walk has come to its end.
-        let lead = lead.max(batch / 4);
+        let (batch, lead) = match row.batch() {
+            _ if !values => (lead + 1, lead),
+            // The walk is slow.
+            1 => (1, 0),
+            // The next batch should be asked for before the walk is through with this one.
+            batch => (batch, lead.max(batch / 4)),
+        };
         Some(Next {
             parent: row.parent,
             objects: row.objects.iter().take(lead + batch).cloned().collect(),
@@ -54,9 +57,8 @@ impl Tree {
             Some(What::Entry { parent, entry, .. }) => (parent, entry.file.clone()),
             _ => (ino, "".into()),
         };
-        // Objects without children come in rows: then two ahead leave QEMU no pause. Otherwise
-        // what comes after the next one is not known.
-        let lead = usize::from(listing.children().is_empty());
+        // Some ahead, so that QEMU has no pause; it takes long to give the kernel a large listing.
+        let lead = if listing.values().len() > NEAR_END { 3 } else { 1 };
         let mut walks = self.walks.lock();
         let walk = walks.of(process);
         walk.listed(ino, parent, &file, listing);
@@ -88,6 +90,7 @@ impl Tree {
         let Some(next) = next else {
             return;
         };
+        let changes = self.listings.changes();
         let mut asked = 0;
         let mut wanted = Vec::with_capacity(next.batch);
         for entry in &next.objects {
@@ -105,7 +108,7 @@ impl Tree {
             } else {
                 ino.is_some_and(|ino| self.listings.get(ino).is_some())
             };
-            if !known && !self.ahead.is_listed(process, &path, next.values) {
+            if !known && !self.ahead.is_listed(process, &path, next.values, changes) {
                 wanted.push(path);
             } else if wanted.is_empty() {
                 asked += 1;
@@ -114,7 +117,7 @@ impl Tree {
         if asked > next.lead {
             return;
         }
-        let room = self.ahead.room(process, next.values);
+        let room = self.ahead.room(process, next.values, changes);
         if !next.values {
             wanted.truncate(next.batch.min(room));
             self.ask_names(process, wanted);
@@ -141,7 +144,7 @@ impl Tree {
                 changes,
                 writes,
             };
-            self.ahead.put_listing(path, listed);
+            self.ahead.put_listing(process, path, listed);
         }
     }
 
@@ -158,7 +161,7 @@ impl Tree {
                 changes,
                 writes,
             };
-            self.ahead.put_listing(path, listed);
+            self.ahead.put_listing(process, path, listed);
         }
     }
 

@@ -4,6 +4,7 @@
 mod ahead;
 mod attributes;
 mod batch;
+mod by_name;
 mod cache;
 mod directories;
 mod error;
@@ -120,7 +121,7 @@ impl Tree {
             errors: Mutex::default(),
             descriptions: Mutex::default(),
             walks: Mutex::default(),
-            ahead: Ahead::default(),
+            ahead: Ahead::new(settings.entry_timeout),
             max_value: AtomicUsize::new(usize::MAX),
             settings,
         });
