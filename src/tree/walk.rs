@@ -51,6 +51,8 @@ struct Level {
     listed: Instant,
     /// How long it was from one child to the next, with all that is in it.
     pace: Option<Duration>,
+    /// The children are listed in the order of the listing: the next one can be told.
+    in_order: bool,
     /// Which of its values comes next if they are read in order.
     next_value: usize,
 }
@@ -152,6 +154,7 @@ impl Walk {
                 let before = above.pace.unwrap_or_default() / 2;
                 above.pace = Some(before.max(now - above.listed));
             }
+            above.in_order = child == Some(above.child.map_or(0, |child| child + 1));
             above.child = child;
             above.listed = now;
         }
@@ -161,6 +164,7 @@ impl Walk {
             child: None,
             listed: now,
             pace: None,
+            in_order: true,
             next_value: 0,
         });
     }
@@ -175,16 +179,27 @@ impl Walk {
     }
 
     /// The objects that are listed next: the first one surely, if the walk goes on, the others
-    /// (its siblings) soon.
+    /// (its siblings) soon. `None` when it goes by another order, or has come to its end.
     pub fn next_objects(&self) -> Option<Row<'_>> {
-        self.levels.iter().rev().find_map(|level| {
+        let rest = |level: &'_ Level| {
             let next = level.child.map_or(0, |child| child + 1);
-            let objects = level.listing.children().get(next..)?;
-            (!objects.is_empty()).then(|| Row {
-                parent: level.ino,
-                objects,
-                pace: level.pace.unwrap_or(self.pace),
-            })
+            level
+                .listing
+                .children()
+                .len()
+                .checked_sub(next)
+                .filter(|n| *n > 0)
+        };
+        let (level, rest) = self
+            .levels
+            .iter()
+            .rev()
+            .find_map(|level| Some((level, rest(level)?)))?;
+        let children = level.listing.children();
+        level.in_order.then(|| Row {
+            parent: level.ino,
+            objects: &children[children.len() - rest..],
+            pace: level.pace.unwrap_or(self.pace),
         })
     }
 
@@ -297,6 +312,18 @@ mod tests {
         // It does not read this one: no reader any more.
         walk.listed(3, 1, "A", &listing("x y"));
         assert_eq!(walk.pace(), None);
+    }
+
+    #[test]
+    fn who_goes_by_another_order_is_not_foreseen() {
+        let (mut walk, top, leaf) = (Walk::new(Instant::now()), listing("A B C D"), listing("v"));
+        walk.listed(1, 1, "", &top);
+        walk.listed(2, 1, "B", &leaf);
+        assert_eq!(next(&walk), [] as [&str; 0]);
+        walk.listed(3, 1, "A", &leaf);
+        assert_eq!(next(&walk), [] as [&str; 0]);
+        walk.listed(4, 1, "B", &leaf);
+        assert_eq!(next(&walk), ["C", "D"]);
     }
 
     #[test]
