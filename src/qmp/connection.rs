@@ -11,18 +11,14 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 use parking_lot::Mutex;
-use serde_json::value::RawValue;
 use socket2::Socket;
 
 use super::address::Address;
 use super::error::{Closed, ConnectError, Error};
 use super::handshake::{Incoming, handshake};
 use super::lines::LineReader;
-use super::slot::Slot;
+use super::slot::{Reply, Slot};
 use super::wire::{self, Event, Greeting, Message, printable};
-
-/// A reply as it came: the JSON text of `return`.
-pub(super) type Reply = Result<Box<RawValue>, Error>;
 
 /// Called from the reader thread; must not wait for a reply.
 pub(super) trait Listener: Send + Sync + 'static {

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
+use serde_json::value::RawValue;
 
-use super::connection::Reply;
 use super::error::Error;
+
+/// A reply as it came: the JSON text of `return`.
+pub(super) type Reply = Result<Box<RawValue>, Error>;
 
 /// The longest reply kept, in bytes, to a request that was made ahead.
 const MOST_AHEAD: usize = 4 << 20;
