@@ -54,8 +54,11 @@ impl Fuse {
 
     /// Runs what reads an open directory.
     fn show(&self, handle: FileHandle, offset: u64, job: impl FnOnce(&Tree) + Send + 'static) {
-        self.threads
-            .answer_or_wait(|tree| tree.is_shown(handle.0, offset), job);
+        if self.threads.is(|tree| tree.is_shown(handle.0, offset)) {
+            self.threads.answer(job);
+        } else {
+            self.threads.wait(job);
+        }
     }
 }
 
@@ -78,7 +81,8 @@ impl Filesystem for Fuse {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.threads.answer(|tree| {
+        let threads = &self.threads;
+        threads.answer(|tree| {
             let name = match text(name) {
                 Ok(name) => name,
                 Err(e) => return reply.error(errno(&e)),
@@ -87,8 +91,7 @@ impl Filesystem for Fuse {
                 return reply_entry(reply, found);
             }
             let name = name.to_owned();
-            self.threads
-                .wait(move |tree| reply_entry(reply, tree.lookup(parent.0, &name)));
+            threads.wait(move |tree| reply_entry(reply, tree.lookup(parent.0, &name)));
         });
     }
 
@@ -161,13 +164,13 @@ impl Filesystem for Fuse {
     }
 
     fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.threads.answer(|_| {
+        let threads = &self.threads;
+        threads.answer(|_| {
             let (name, target) = match (text(name), target.to_str()) {
                 (Ok(name), Some(target)) => (name.to_owned(), target.to_owned()),
                 _ => return reply.error(Errno::EINVAL),
             };
-            self.threads
-                .wait(move |tree| reply_entry(reply, tree.make_link(parent.0, &name, &target)));
+            threads.wait(move |tree| reply_entry(reply, tree.make_link(parent.0, &name, &target)));
         });
     }
 
@@ -221,9 +224,13 @@ impl Filesystem for Fuse {
             ),
             Err(e) => reply.error(errno(&e)),
         };
-        // Who opens to write asks QEMU nothing.
-        let at_hand = |tree: &Tree| write || tree.is_value_at_hand(ino.0, process);
-        self.threads.answer_or_wait(at_hand, job);
+        if write {
+            self.threads.answer(job); // asks QEMU nothing
+        } else if self.threads.is(|tree| tree.is_value_at_hand(ino.0, process)) {
+            self.threads.hardly_wait(job);
+        } else {
+            self.threads.wait(job);
+        }
     }
 
     fn read(
@@ -237,16 +244,15 @@ impl Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.threads.answer(|tree| {
+        let threads = &self.threads;
+        threads.answer(|tree| {
             let answer = |reply: ReplyData, data: Result<Slice>| match data {
                 Ok(data) => reply.data(&data),
                 Err(e) => reply.error(errno(&e)),
             };
             match tree.read_pinned(handle.0, offset, size) {
                 Some(data) => answer(reply, data),
-                None => self
-                    .threads
-                    .wait(move |tree| answer(reply, tree.read_file(handle.0, offset, size))),
+                None => threads.wait(move |tree| answer(reply, tree.read_file(handle.0, offset, size))),
             }
         });
     }
@@ -289,12 +295,20 @@ impl Filesystem for Fuse {
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let process = request.pid();
-        let job = move |tree: &Tree| match tree.open_directory(ino.0, process) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(e) => reply.error(errno(&e)),
-        };
-        self.threads
-            .answer_or_wait(|tree| tree.is_listing_at_hand(ino.0, process), job);
+        self.threads.answer(|tree| {
+            if let Some(handle) = tree.open_directory_cached(ino.0, process) {
+                return reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
+            let job = move |tree: &Tree| match tree.open_directory(ino.0, process) {
+                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+                Err(e) => reply.error(errno(&e)),
+            };
+            if tree.is_listing_at_hand(ino.0, process) {
+                self.threads.hardly_wait(job);
+            } else {
+                self.threads.wait(job);
+            }
+        });
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {

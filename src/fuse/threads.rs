@@ -54,22 +54,19 @@ impl Threads {
         self.pool.run(move || guard(|| job(&tree)));
     }
 
-    /// Answers from memory if all that it takes is at hand there; else it may wait for QEMU.
-    pub fn answer_or_wait(
-        &self,
-        at_hand: impl FnOnce(&Tree) -> bool,
-        job: impl FnOnce(&Tree) + Send + 'static,
-    ) {
-        let mut here = false;
-        guard(|| here = at_hand(&self.tree));
-        if here {
-            // Counted all the same: what is at hand may prove to be of no use, and QEMU be asked after all.
-            let tree = self.tree.clone();
-            self.pool.run(move || guard(|| job(&tree)));
-            self.watch.look_out();
-        } else {
-            self.wait(job);
-        }
+    /// Runs what waits for QEMU only if what is at hand proves to be of no use: counted all the same among
+    /// those that may be waiting.
+    pub fn hardly_wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
+        let tree = self.tree.clone();
+        self.pool.run(move || guard(|| job(&tree)));
+        self.watch.look_out();
+    }
+
+    /// Asks the tree something that decides which of these it is; `false` if that panics.
+    pub fn is(&self, ask: impl FnOnce(&Tree) -> bool) -> bool {
+        let mut answer = false;
+        guard(|| answer = ask(&self.tree));
+        answer
     }
 }
 

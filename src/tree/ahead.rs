@@ -54,6 +54,9 @@ impl Listed {
     }
 }
 
+/// The kernel's number for no process.
+const ANYBODY: u32 = 0;
+
 /// How many requests these come from.
 fn requests<'a>(listings: impl Iterator<Item = &'a Listed>) -> usize {
     let (mut alone, mut batches) = (0, HashSet::new());
@@ -82,11 +85,12 @@ struct Snapshot {
     texts: HashMap<Arc<str>, Result<String, Error>>,
 }
 
-/// Everything that is ahead. What was asked for the walk of one process is for that one only: what one reads
-/// in a row must not be served to another's single read.
+/// Everything that is ahead. Values that were asked for the walk of one process are for that one only: what
+/// one reads in a row must not be served to another's single read.
 pub struct Ahead {
-    /// How long a listing without values may wait to be taken.
-    lifetime: Duration,
+    /// For how long listings hold.
+    entry_timeout: Duration,
+    /// By process where they come with values, else under [`ANYBODY`].
     listings: Mutex<HashMap<(u32, Path), Listed>>,
     /// One per process.
     values: Mutex<HashMap<u32, Value>>,
@@ -99,7 +103,7 @@ impl Ahead {
     /// With the time for which listings hold.
     pub fn new(entry_timeout: Duration) -> Ahead {
         Ahead {
-            lifetime: entry_timeout.clamp(WINDOW, GIVE_UP),
+            entry_timeout,
             listings: Mutex::default(),
             values: Mutex::default(),
             snapshots: Mutex::default(),
@@ -117,71 +121,84 @@ impl Ahead {
         self.writes.load(Ordering::SeqCst)
     }
 
-    /// Whether a listing may still be used, by its age and by the `changes` that there were. With values
-    /// that may not be served, it is better asked for again: else a second request would follow, for them.
-    fn is_good(&self, listed: &Listed, changes: u64) -> bool {
-        listed.changes == changes && (!listed.has_values() || listed.writes == self.writes()) && {
-            let limit = if listed.has_values() {
-                WINDOW
-            } else {
-                self.lifetime
-            };
-            listed.sent().elapsed() < limit
-        }
+    /// Whether a listing may still be used for a process, by its age and by the `changes` that there were.
+    /// With values that may not be served, it is better asked for again: else a second request would
+    /// follow, for them.
+    fn is_good(&self, listed: &Listed, process: Option<u32>, changes: u64) -> bool {
+        let limit = if listed.has_values() {
+            WINDOW
+        } else if listed.process == process {
+            self.entry_timeout.clamp(WINDOW, GIVE_UP)
+        } else {
+            self.entry_timeout.min(GIVE_UP)
+        };
+        let written = listed.has_values() && listed.writes != self.writes();
+        listed.changes == changes && !written && listed.sent().elapsed() < limit
+    }
+
+    /// Gives a listing that was asked for ahead and is good for a process to `look`: with values if there
+    /// is one, for that process.
+    fn find<T>(
+        &self,
+        process: u32,
+        path: &Path,
+        changes: u64,
+        look: impl Fn(&Listed) -> Option<T>,
+    ) -> Option<T> {
+        let listings = self.listings.lock();
+        [process, ANYBODY].into_iter().find_map(|of| {
+            let listed = listings.get(&(of, path.clone()))?;
+            let good = self.is_good(listed, Some(process), changes);
+            good.then(|| look(listed)).flatten()
+        })
     }
 
     /// Whether the listing of an object was asked for ahead of the walk of a process, with its values if
     /// these are needed, and waits to be taken.
     pub fn is_listed(&self, process: u32, path: &Path, values: bool, changes: u64) -> bool {
-        let listings = self.listings.lock();
-        let listed = listings.get(&(process, path.clone()));
-        listed.is_some_and(|listed| self.is_good(listed, changes) && (listed.has_values() || !values))
+        let look = |listed: &Listed| (listed.has_values() || !values).then_some(());
+        self.find(process, path, changes, look).is_some()
+    }
+
+    /// Whether such a listing has come.
+    pub fn is_ready(&self, process: u32, path: &Path, changes: u64) -> bool {
+        let look = |listed: &Listed| match &listed.ask {
+            ListAsk::Names(ask) => Some(ask.is_ready()),
+            ListAsk::Values(batch, _) => Some(batch.is_ready()),
+        };
+        self.find(process, path, changes, look) == Some(true)
     }
 
     /// How many more requests for listings may be made ahead of the walk of a process.
     pub fn room(&self, process: u32, values: bool, changes: u64) -> usize {
         let mut listings = self.listings.lock();
-        listings.retain(|_, listed| self.is_good(listed, changes));
-        let of_this = listings.iter().filter(|((of, _), _)| *of == process);
+        listings.retain(|_, listed| self.is_good(listed, listed.process, changes));
+        let of_this = listings.values().filter(|l| l.process == Some(process));
         let most = if values { MOST_BATCHES } else { MOST_NAMES };
         let left = MOST_REQUESTS.saturating_sub(requests(listings.values()));
-        most.saturating_sub(requests(of_this.map(|(_, listed)| listed)))
-            .min(left)
+        most.saturating_sub(requests(of_this)).min(left)
     }
 
-    pub fn put_listing(&self, process: u32, path: Path, listed: Listed) {
-        self.listings.lock().insert((process, path), listed);
-    }
-
-    /// Whether such a listing has come.
-    pub fn is_ready(&self, process: u32, path: &Path, changes: u64) -> bool {
-        let listings = self.listings.lock();
-        let listed = listings.get(&(process, path.clone()));
-        listed.is_some_and(|listed| {
-            self.is_good(listed, changes)
-                && match &listed.ask {
-                    ListAsk::Names(ask) => ask.is_ready(),
-                    ListAsk::Values(batch, _) => batch.is_ready(),
-                }
-        })
+    pub fn put_listing(&self, path: Path, listed: Listed) {
+        let of = match listed.process {
+            Some(process) if listed.has_values() => process,
+            _ => ANYBODY,
+        };
+        self.listings.lock().insert((of, path), listed);
     }
 
     /// A listing that was asked for ahead, unless something changed since.
-    pub fn take_listing(&self, process: u32, path: &Path, changes: u64) -> Option<Listed> {
-        let listed = self.listings.lock().remove(&(process, path.clone()))?;
-        self.is_good(&listed, changes).then_some(listed)
+    pub fn take_listing(&self, process: Option<u32>, path: &Path, changes: u64) -> Option<Listed> {
+        let mut listings = self.listings.lock();
+        let own = process.into_iter().chain([ANYBODY]);
+        own.filter_map(|of| listings.remove(&(of, path.clone())))
+            .find(|listed| self.is_good(listed, process, changes))
     }
 
     /// The same, only if its reply has the values.
     pub fn take_values(&self, process: u32, path: &Path, changes: u64) -> Option<Listed> {
-        let mut listings = self.listings.lock();
-        let key = (process, path.clone());
-        let listed = if listings.get(&key)?.has_values() {
-            listings.remove(&key)
-        } else {
-            None
-        };
-        listed.filter(|listed| self.is_good(listed, changes))
+        let listed = self.listings.lock().remove(&(process, path.clone()))?;
+        self.is_good(&listed, Some(process), changes).then_some(listed)
     }
 
     pub fn put_value(&self, process: u32, path: Path, name: Arc<str>, ask: Ask<String>, writes: u64) {
@@ -280,7 +297,7 @@ impl Ahead {
     pub fn forget_old(&self) {
         self.listings
             .lock()
-            .retain(|_, listed| self.is_good(listed, listed.changes));
+            .retain(|_, listed| self.is_good(listed, listed.process, listed.changes));
         self.values
             .lock()
             .retain(|_, value| value.ask.sent().elapsed() < WINDOW);

@@ -33,15 +33,19 @@ pub enum Item<'a> {
 }
 
 impl Tree {
-    /// Whether the listing of a directory is known, or was asked for ahead and came, so that opening
-    /// it waits for nothing.
+    /// Opens a directory, if that can be done without asking QEMU.
+    pub fn open_directory_cached(&self, ino: Ino, process: Process) -> Option<u64> {
+        let fresh = self.listings.get(ino)?;
+        self.look_ahead(ino, &fresh.listing, process);
+        Some(self.opened(ino, fresh, process))
+    }
+
+    /// Whether the listing of a directory was asked for ahead and came, so that opening it should wait
+    /// for nothing.
     pub fn is_listing_at_hand(&self, ino: Ino, process: Process) -> bool {
         let changes = self.listings.changes();
-        let came = || {
-            self.object(ino)
-                .is_ok_and(|path| self.ahead.is_ready(process, &path, changes))
-        };
-        self.listings.get(ino).is_some() || came()
+        self.object(ino)
+            .is_ok_and(|path| self.ahead.is_ready(process, &path, changes))
     }
 
     /// Opens a directory and fixes what it shows.

@@ -33,8 +33,7 @@ impl Tree {
             self.ask_listing(&path, values, process)
                 .and_then(|listed| self.finish(&path, listed))
         };
-        let ahead = process.and_then(|process| self.ahead.take_listing(process, &path, changes));
-        let listed = match ahead {
+        let listed = match self.ahead.take_listing(process, &path, changes) {
             Some(listed) => self.finish(&path, listed).or_else(|e| match e.reason() {
                 Reason::Undecodable => now(),
                 _ => Err(e),
@@ -62,7 +61,7 @@ impl Tree {
 
     /// Whether the next listing for this process should come with values.
     fn wants_values(&self, process: Process) -> bool {
-        self.settings.readahead
+        self.is_foreseen(process)
             && self.qom.has_list_get()
             && self.walks.lock().of(process).reads_what_it_lists()
     }
@@ -134,7 +133,7 @@ impl Tree {
         entry: &Arc<Entry>,
         process: Process,
     ) -> StdResult<String, qom::Error> {
-        if !self.settings.readahead {
+        if !self.is_foreseen(process) {
             return self.qom.request(Request::get(path, &entry.name));
         }
         let mut walks = self.walks.lock();

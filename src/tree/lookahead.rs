@@ -48,9 +48,15 @@ impl Next {
 }
 
 impl Tree {
+    /// Whether anything may be asked ahead of a process. Those of another PID namespace all have the
+    /// number 0, and so nobody knows what one of them does next.
+    pub(super) fn is_foreseen(&self, process: Process) -> bool {
+        self.settings.readahead && process != 0
+    }
+
     /// A process has opened a directory; asks for what its walk comes to next.
     pub(super) fn look_ahead(&self, ino: Ino, listing: &Arc<Listing>, process: Process) {
-        if !self.settings.readahead {
+        if !self.is_foreseen(process) {
             return;
         }
         let (parent, file) = match self.inodes.lock().get(ino) {
@@ -144,7 +150,7 @@ impl Tree {
                 changes,
                 writes,
             };
-            self.ahead.put_listing(process, path, listed);
+            self.ahead.put_listing(path, listed);
         }
     }
 
@@ -161,7 +167,7 @@ impl Tree {
                 changes,
                 writes,
             };
-            self.ahead.put_listing(process, path, listed);
+            self.ahead.put_listing(path, listed);
         }
     }
 
