@@ -217,6 +217,12 @@ fn attempts_become_rare() {
     let mount = Mount::start_foreground(&path, &OPTIONS);
     let attempts: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let met = attempts.clone();
+    // What the mount asks of its own accord when it begins must be answered, for it sets off attempts too.
+    assert!(
+        wait_until(10 * SECOND, || server.count("query-uuid") > 0),
+        "who it is"
+    );
+    assert_eq!(read(&mount, "type").as_deref(), Ok("container\n"));
     drop(server);
     let refusing = Server::start(&path, move |_, _| met.lock().push(Instant::now()));
     thread::sleep(Duration::from_millis(12_500));
