@@ -21,9 +21,12 @@ use fuser::{
 
 use crate::pool::Pool;
 use crate::qom::Kind;
-use crate::tree::{Result, Slice, Tree};
+use crate::tree::Tree;
 use directory::{list, list_plus};
-use reply::{NAME_MAX, PAGE, errno, file_attr, max_write, reply_empty, reply_entry, reply_xattr, text};
+use reply::{
+    NAME_MAX, PAGE, errno, file_attr, max_write, reply_data, reply_empty, reply_entry, reply_opened,
+    reply_xattr, text,
+};
 pub use threads::THREADS;
 use threads::Threads;
 
@@ -54,11 +57,11 @@ impl Fuse {
 
     /// Runs what reads an open directory.
     fn show(&self, handle: FileHandle, offset: u64, job: impl FnOnce(&Tree) + Send + 'static) {
-        if self.threads.is(|tree| tree.is_shown(handle.0, offset)) {
-            self.threads.answer(job);
-        } else {
-            self.threads.wait(job);
-        }
+        let threads = &self.threads;
+        threads.answer(|tree| match tree.is_shown(handle.0, offset) {
+            true => job(tree),
+            false => threads.wait(job),
+        });
     }
 }
 
@@ -138,10 +141,7 @@ impl Filesystem for Fuse {
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let process = request.pid();
         self.threads
-            .wait(move |tree| match tree.read_link(ino.0, process) {
-                Ok(target) => reply.data(target.as_bytes()),
-                Err(e) => reply.error(errno(&e)),
-            });
+            .wait(move |tree| reply_data(reply, tree.read_link(ino.0, process).map(String::into_bytes)));
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
@@ -215,22 +215,20 @@ impl Filesystem for Fuse {
             OpenAccMode::O_RDWR => (true, true),
         };
         let process = request.pid();
-        let job = move |tree: &Tree| match tree.open_file(ino.0, read, write, process) {
-            // Direct: the page cache would serve one open's value to another, and would never
-            // read again. There is nothing to flush: each write is QEMU's at once.
-            Ok(handle) => reply.opened(
-                FileHandle(handle),
-                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-            ),
-            Err(e) => reply.error(errno(&e)),
-        };
-        if write {
-            self.threads.answer(job); // asks QEMU nothing
-        } else if self.threads.is(|tree| tree.is_value_at_hand(ino.0, process)) {
-            self.threads.hardly_wait(job);
-        } else {
-            self.threads.wait(job);
-        }
+        // Direct: the page cache would serve one open's value to another, and would never
+        // read again. There is nothing to flush: each write is QEMU's at once.
+        let how = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+        let job = move |tree: &Tree| reply_opened(reply, tree.open_file(ino.0, read, write, process), how);
+        let threads = &self.threads;
+        threads.answer(|tree| {
+            if write {
+                job(tree); // asks QEMU nothing
+            } else if tree.is_value_at_hand(ino.0, process) {
+                threads.hardly_wait(job);
+            } else {
+                threads.wait(job);
+            }
+        });
     }
 
     fn read(
@@ -245,15 +243,9 @@ impl Filesystem for Fuse {
         reply: ReplyData,
     ) {
         let threads = &self.threads;
-        threads.answer(|tree| {
-            let answer = |reply: ReplyData, data: Result<Slice>| match data {
-                Ok(data) => reply.data(&data),
-                Err(e) => reply.error(errno(&e)),
-            };
-            match tree.read_pinned(handle.0, offset, size) {
-                Some(data) => answer(reply, data),
-                None => threads.wait(move |tree| answer(reply, tree.read_file(handle.0, offset, size))),
-            }
+        threads.answer(|tree| match tree.read_pinned(handle.0, offset, size) {
+            Some(data) => reply_data(reply, data),
+            None => threads.wait(move |tree| reply_data(reply, tree.read_file(handle.0, offset, size))),
         });
     }
 
@@ -295,18 +287,18 @@ impl Filesystem for Fuse {
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let process = request.pid();
-        self.threads.answer(|tree| {
+        let threads = &self.threads;
+        threads.answer(|tree| {
             if let Some(handle) = tree.open_directory_cached(ino.0, process) {
-                return reply.opened(FileHandle(handle), FopenFlags::empty());
+                return reply_opened(reply, Ok(handle), FopenFlags::empty());
             }
-            let job = move |tree: &Tree| match tree.open_directory(ino.0, process) {
-                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-                Err(e) => reply.error(errno(&e)),
+            let job = move |tree: &Tree| {
+                reply_opened(reply, tree.open_directory(ino.0, process), FopenFlags::empty());
             };
             if tree.is_listing_at_hand(ino.0, process) {
-                self.threads.hardly_wait(job);
+                threads.hardly_wait(job);
             } else {
-                self.threads.wait(job);
+                threads.wait(job);
             }
         });
     }

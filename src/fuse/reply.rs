@@ -1,9 +1,13 @@
 //! What the kernel gets: our results in fuser's types.
 
 use std::ffi::OsStr;
+use std::ops::Deref;
 use std::time::UNIX_EPOCH;
 
-use fuser::{Errno, FileAttr, FileType, Generation, INodeNo, InitFlags, ReplyEmpty, ReplyEntry, ReplyXattr};
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyXattr,
+};
 
 use crate::qom::Kind;
 use crate::tree::{Attributes, Error, Found, Result};
@@ -78,6 +82,20 @@ pub(super) fn reply_entry(reply: ReplyEntry, found: Result<Found>) {
 pub(super) fn reply_empty(reply: ReplyEmpty, done: Result<()>) {
     match done {
         Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+pub(super) fn reply_data(reply: ReplyData, data: Result<impl Deref<Target = [u8]>>) {
+    match data {
+        Ok(data) => reply.data(&data),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+pub(super) fn reply_opened(reply: ReplyOpen, handle: Result<u64>, how: FopenFlags) {
+    match handle {
+        Ok(handle) => reply.opened(FileHandle(handle), how),
         Err(e) => reply.error(errno(&e)),
     }
 }

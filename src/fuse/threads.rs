@@ -36,7 +36,7 @@ impl Threads {
         self.pool.clone()
     }
 
-    /// Answers a request from memory, on the thread that took it.
+    /// Answers a request from memory, or finds out what it takes, on the thread that took it.
     pub fn answer(&self, job: impl FnOnce(&Tree)) {
         guard(|| job(&self.tree));
         self.watch.look_out();
@@ -50,8 +50,7 @@ impl Threads {
     /// Runs what may wait for QEMU.
     pub fn wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
         self.watch.turn_away();
-        let tree = self.tree.clone();
-        self.pool.run(move || guard(|| job(&tree)));
+        self.hardly_wait(job);
     }
 
     /// Runs what waits for QEMU only if what is at hand proves to be of no use: counted all the same among
@@ -59,14 +58,6 @@ impl Threads {
     pub fn hardly_wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
         let tree = self.tree.clone();
         self.pool.run(move || guard(|| job(&tree)));
-        self.watch.look_out();
-    }
-
-    /// Asks the tree something that decides which of these it is; `false` if that panics.
-    pub fn is(&self, ask: impl FnOnce(&Tree) -> bool) -> bool {
-        let mut answer = false;
-        guard(|| answer = ask(&self.tree));
-        answer
     }
 }
 

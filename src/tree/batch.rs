@@ -61,25 +61,28 @@ impl Batch {
     /// The same for all objects: one bad path fails the whole request.
     pub fn take(&self, index: usize) -> Result<Option<Vec<Valued>>, Error> {
         let mut reply = self.reply.lock();
-        if let Reply::Asked(_) = *reply
-            && let Reply::Asked(ask) = replace(&mut *reply, Reply::Came(Vec::new()))
-        {
-            *reply = match ask.wait() {
-                // Without a part for each, nobody can tell whose they are.
-                Ok(parts) if parts.len() != self.objects => Reply::Came(Vec::new()),
-                Ok(parts) => {
-                    let fits = parts.iter().flatten().map(weight).sum::<usize>() <= MOST_KEPT;
-                    let kept = |(i, part)| (fits || i == index).then_some(part);
-                    Reply::Came(parts.into_iter().enumerate().map(kept).collect())
-                }
-                Err(e) => Reply::Failed(e),
-            };
-        }
+        *reply = match replace(&mut *reply, Reply::Came(Vec::new())) {
+            Reply::Asked(ask) => self.received(ask.wait(), index),
+            known => known,
+        };
         match &mut *reply {
             Reply::Came(parts) => Ok(parts.get_mut(index).and_then(Option::take)),
             Reply::Failed(e) => Err(e.clone()),
             Reply::Asked(_) => Ok(None),
         }
+    }
+
+    /// What came, as far as it is kept: the part of the object that it was waited for, and the others.
+    fn received(&self, answer: Result<Vec<Vec<Valued>>, Error>, index: usize) -> Reply {
+        let parts = match answer {
+            // Without a part for each, nobody can tell whose they are.
+            Ok(parts) if parts.len() != self.objects => Vec::new(),
+            Ok(parts) => parts,
+            Err(e) => return Reply::Failed(e),
+        };
+        let fits = parts.iter().flatten().map(weight).sum::<usize>() <= MOST_KEPT;
+        let kept = |(i, part)| (fits || i == index).then_some(part);
+        Reply::Came(parts.into_iter().enumerate().map(kept).collect())
     }
 }
 

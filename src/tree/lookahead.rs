@@ -96,22 +96,20 @@ impl Tree {
         let Some(next) = next else {
             return;
         };
+        let Ok(parent) = self.object(next.parent) else {
+            return;
+        };
         let changes = self.listings.changes();
         let mut asked = 0;
         let mut wanted = Vec::with_capacity(next.batch);
         for entry in &next.objects {
-            let inodes = self.inodes.lock();
-            let path = inodes
-                .object(next.parent)
-                .and_then(|path| path.child(&entry.name));
-            let ino = inodes.named(next.parent, &entry.file);
-            drop(inodes);
-            let Some(path) = path else {
+            let Some(path) = parent.child(&entry.name) else {
                 continue;
             };
             let known = if next.values {
                 self.ahead.has_values(process, &path)
             } else {
+                let ino = self.inodes.lock().named(next.parent, &entry.file);
                 ino.is_some_and(|ino| self.listings.get(ino).is_some())
             };
             if !known && !self.ahead.is_listed(process, &path, next.values, changes) {

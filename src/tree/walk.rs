@@ -57,6 +57,14 @@ struct Level {
     next_value: usize,
 }
 
+impl Level {
+    /// The children that were not listed yet, if they are listed in order.
+    fn rest(&self) -> &[Arc<Entry>] {
+        let next = self.child.map_or(0, |child| child + 1);
+        self.listing.children().get(next..).unwrap_or_default()
+    }
+}
+
 /// Objects in the order in which a walk lists them.
 pub struct Row<'a> {
     /// The object that they are in.
@@ -181,24 +189,11 @@ impl Walk {
     /// The objects that are listed next: the first one surely, if the walk goes on, the others
     /// (its siblings) soon. `None` when it goes by another order, or has come to its end.
     pub fn next_objects(&self) -> Option<Row<'_>> {
-        let rest = |level: &'_ Level| {
-            let next = level.child.map_or(0, |child| child + 1);
-            level
-                .listing
-                .children()
-                .len()
-                .checked_sub(next)
-                .filter(|n| *n > 0)
-        };
-        let (level, rest) = self
-            .levels
-            .iter()
-            .rev()
-            .find_map(|level| Some((level, rest(level)?)))?;
-        let children = level.listing.children();
-        level.in_order.then(|| Row {
+        let mut rows = self.levels.iter().rev().map(|level| (level, level.rest()));
+        let (level, objects) = rows.find(|(_, rest)| !rest.is_empty())?;
+        level.in_order.then_some(Row {
             parent: level.ino,
-            objects: &children[children.len() - rest..],
+            objects,
             pace: level.pace.unwrap_or(self.pace),
         })
     }
