@@ -387,12 +387,15 @@ fn unmounted_by_hand_qemu_goes_on() {
         let out = pair.ends();
         assert_eq!(out.status, 137, "{out}");
 
-        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-        pair.session.run("fusermount3 -u mnt").ok();
-        let machine = pair.qemu();
-        signal(pair.running.pid() as i32, libc::SIGINT);
-        pair.ends().ok();
-        assert!(!alive(machine), "a signal still ends it");
+        // Also one that comes while the end of the mount is being noticed.
+        for _ in 0..10 {
+            let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
+            pair.session.run("fusermount3 -u mnt").ok();
+            let machine = pair.qemu();
+            signal(pair.running.pid() as i32, libc::SIGINT);
+            pair.ends().ok();
+            assert!(!alive(machine), "a signal still ends it");
+        }
     }
 }
 
@@ -418,13 +421,86 @@ fn a_qemu_that_goes_to_the_background() {
             Ok(b"none-machine\n".as_slice())
         );
         let machine = pair.qemu();
+        // It gets to its monitor late: what it was told may not be lost by then.
+        signal(machine, libc::SIGSTOP);
         signal(pair.running.pid() as i32, libc::SIGTERM);
+        std::thread::sleep(Duration::from_secs(1));
+        signal(machine, libc::SIGCONT);
         pair.ends().ok();
         assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
 
         let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
         pair.truth().execute("quit", Value::Null).expect("quit");
         pair.ends().ok();
+
+        // Unmounted by hand, its end is still waited for, and a signal still ends it.
+        for ends_by_signal in [false, true] {
+            let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
+            let machine = pair.qemu();
+            pair.session.run("fusermount3 -u mnt").ok();
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(
+                !pair.session.pids().is_empty() && alive(machine),
+                "they ended with the mount"
+            );
+            if ends_by_signal {
+                signal(pair.running.pid() as i32, libc::SIGTERM);
+            } else {
+                pair.truth().execute("quit", Value::Null).expect("quit");
+            }
+            pair.ends().ok();
+            assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
+        }
+    }
+}
+
+/// Nobody knows its process id, so all that can be done is to say so.
+#[test]
+fn a_qemu_in_the_background_that_hangs() {
+    let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(Which::New)));
+    let machine = pair.qemu();
+    signal(machine, libc::SIGSTOP);
+    signal(pair.running.pid() as i32, libc::SIGTERM);
+    let out = pair.ends();
+    signal(machine, libc::SIGKILL);
+    assert!(out.ok().stderr.contains("went to the background"), "{out}");
+}
+
+/// QEMU's end is its end, whoever else holds its monitor.
+#[test]
+fn a_wrapper_whose_helper_inherits_the_monitor() {
+    for which in Which::ALL {
+        let wrapper = "sleep 60 >/dev/null 2>&1 & echo $! > helper; exec \"$@\"";
+        let pair = Pair::start(&format!(
+            "-o timeout=1 mnt -- sh -c {} sh {}",
+            quote(wrapper),
+            qemu(which)
+        ));
+        let helper: i32 = pair.file("helper").trim().parse().expect("a pid");
+        pair.truth().execute("quit", Value::Null).expect("quit");
+        let out = pair.ends();
+        signal(helper, libc::SIGKILL);
+        assert!(out.ok().stderr.contains("still holds its monitor"), "{out}");
+    }
+}
+
+/// A machine that there can be no mount of is ended, wherever it runs.
+#[test]
+fn a_mount_point_that_vanishes_meanwhile() {
+    for which in Which::ALL {
+        for more in ["", "-daemonize"] {
+            let session = Session::new();
+            let out = session.run(&format!(
+                "exec qom-fuse mnt -- sh -c 'rmdir mnt && exec \"$@\"' sh {} {more}",
+                qemu(which)
+            ));
+            assert_eq!(out.status, 1, "{out}");
+            assert!(out.stderr.starts_with("qom-fuse: cannot mount on "), "{out}");
+            session.wait_ended(SOON);
+            let pid = fs::read_to_string(session.dir().join("pid")).unwrap_or_default();
+            let gone = || pid.trim().parse().map_or(true, |pid| !alive(pid));
+            assert!(wait_until(SOON, gone), "QEMU outlived its mount");
+        }
     }
 }
 

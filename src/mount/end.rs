@@ -14,6 +14,10 @@ use signal_hook::iterator::Signals;
 use super::device::Mounted;
 use super::machine::Machine;
 use crate::qmp::{Closed, Monitor, printable};
+use crate::tree::Tree;
+
+/// How often it is looked whether a machine has ended that is no longer mounted.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a mount ends.
 pub(super) enum End {
@@ -56,6 +60,23 @@ pub(super) fn watch_signals(ends: Sender<End>) -> io::Result<()> {
     })
 }
 
+/// Notices a machine that ends and whose monitor stays open, since something else that its command
+/// started has inherited it.
+///
+/// # Errors
+/// When no thread can be started.
+pub(super) fn watch_machine(machine: &Machine, tree: &Arc<Tree>, ends: &Sender<End>) -> io::Result<()> {
+    let (machine, tree) = (machine.clone(), tree.clone());
+    spawn("machine", ends, move || {
+        machine.wait();
+        let monitor = tree.qom().monitor();
+        if !monitor.is_answered() && !monitor.is_closed() {
+            warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
+            monitor.hang_up();
+        }
+    })
+}
+
 /// Waits for the first reason to end, unmounts, and says what the exit status is: that of the
 /// machine if we started it.
 pub(super) fn wait_for_end(
@@ -74,50 +95,53 @@ pub(super) fn wait_for_end(
             error!("cannot unmount {}: {e}", mounted.point.display());
         }
     };
-    let end = match ended.recv() {
-        // Both may have happened: then the kernel's word decides.
-        Ok(other) => ended
-            .try_iter()
-            .find(|end| matches!(end, End::Unmounted(Ok(()))))
-            .map_or(Ok(other), Ok),
-        closed => closed,
-    };
+    let mut ends: Vec<End> = ended.recv().into_iter().chain(ended.try_iter()).collect();
+    let signalled = ends.iter().any(|end| matches!(end, End::Signal(_)));
+    // Several may have happened: then the kernel's word decides.
+    let decisive = ends.iter().position(|end| matches!(end, End::Unmounted(Ok(()))));
+    let end = (!ends.is_empty()).then(|| ends.swap_remove(decisive.unwrap_or(0)));
     let status = match end {
-        Ok(End::Signal(signal)) => {
+        Some(End::Signal(signal)) => {
             info!("signal {signal}: unmounting {source}");
             machine_status = machine.map(|machine| machine.end(monitor));
             unmount();
             0
         }
-        Ok(End::Unmounted(Ok(()))) => {
+        Some(End::Unmounted(Ok(()))) => {
             // By somebody else: there is nothing left to take away.
             info!("{source} was unmounted");
             0
         }
-        Ok(End::Unmounted(Err(e))) => {
+        Some(End::Unmounted(Err(e))) => {
             error!("the connection to the kernel failed: {e}");
             unmount();
             1
         }
-        Ok(End::Lost(why)) if why.is_orderly() => {
+        Some(End::Lost(why)) if why.is_orderly() => {
             warn!("{why}; unmounting {source}");
             unmount();
             0
         }
-        Ok(End::Lost(why)) => {
+        Some(End::Lost(why)) => {
             error!("{why}; unmounting {source}");
             unmount();
             1
         }
-        Ok(End::Broken(thread)) => {
+        Some(End::Broken(thread)) => {
             error!("internal error in the thread '{thread}'; unmounting {source}");
             unmount();
             1
         }
-        Err(_) => 1,
+        None => 1,
     };
     match machine {
-        Some(machine) => machine_status.unwrap_or_else(|| outlive(machine, ended, monitor)),
+        Some(machine) => machine_status.unwrap_or_else(|| {
+            if signalled {
+                machine.end(monitor)
+            } else {
+                outlive(machine, ended, monitor)
+            }
+        }),
         None if unmounted.is_err() => 1,
         None => status,
     }
@@ -126,7 +150,10 @@ pub(super) fn wait_for_end(
 /// Waits for a machine that is no longer mounted; a signal still ends it.
 fn outlive(machine: &Machine, ended: &Receiver<End>, monitor: &Monitor) -> u8 {
     loop {
-        if let Some(status) = machine.wait_for(Duration::from_millis(100)) {
+        let status = machine.wait_for(LOOK);
+        if machine.is_in_background(monitor) {
+            thread::sleep(LOOK);
+        } else if let Some(status) = status {
             return status;
         }
         if let Ok(End::Signal(_)) = ended.try_recv() {

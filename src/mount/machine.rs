@@ -21,7 +21,11 @@ use crate::qmp::{self, Monitor};
 /// How long QEMU has to end after each thing that is said to it.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How often it is looked whether a QEMU in the background is still there.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// A QEMU that we started.
+#[derive(Clone)]
 pub struct Machine {
     pid: Pid,
     ended: Arc<Ended>,
@@ -132,10 +136,26 @@ impl Machine {
         *status
     }
 
-    /// Ends QEMU: by `quit`, by SIGTERM, by SIGKILL; gives its exit status.
+    /// Whether the command has ended and QEMU has not, as with `-daemonize`: then only the end of
+    /// the connection tells of QEMU's.
+    pub fn is_in_background(&self, monitor: &Monitor) -> bool {
+        self.ended.status.lock().is_some() && !monitor.is_closed()
+    }
+
+    /// Ends QEMU: by `quit`, by SIGTERM, by SIGKILL; gives the exit status of the command. One
+    /// in the background gets `quit` alone, since its number is not known.
     pub fn end(&self, monitor: &Monitor) -> u8 {
+        let until = Instant::now() + PATIENCE;
         // Its reply may never come, and does not matter.
         let _pending = monitor.try_send(&qmp::command("quit"));
+        // QEMU forgets what it has been told once we hang up: not before it has ended.
+        while self.is_in_background(monitor) {
+            if Instant::now() > until {
+                warn!("QEMU, which went to the background, does not end: kill it by its process id");
+                break;
+            }
+            thread::sleep(LOOK);
+        }
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             if let Some(status) = self.wait_a_moment() {
                 return status;

@@ -26,7 +26,7 @@ use crate::qom::{Identity, Qom};
 use crate::tree::{Settings, Tree};
 use caches::KernelCaches;
 use device::{Mounted, Options};
-use end::{End, spawn, wait_for_end, watch_signals};
+use end::{End, spawn, wait_for_end, watch_machine, watch_signals};
 use machine::Machine;
 
 /// How long the last requests have to be answered when the mount ends.
@@ -108,19 +108,29 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if !owns_machine {
         watch()?;
     }
+    let give_up = || {
+        if let Some(machine) = &machine {
+            machine.end(tree.qom().monitor());
+        }
+    };
     let (mounted, pool) = serve(&tree, &point, &config, &ends)
         .map_err(|source| Error::Mount { point: shown, source })
-        .inspect_err(|_| machine.iter().for_each(Machine::kill))?;
+        .inspect_err(|_| give_up())?;
     if let Err(e) = guard.watch(&mounted) {
         warn!("the process that unmounts after a crash is gone: {e}");
     }
-    spawn("notices", &ends, {
+    let attentive = {
         let (tree, ends) = (tree.clone(), ends.clone());
         move || attend(&tree, &heard, &ends)
-    })
-    .map_err(system("cannot start a thread"))?;
-
-    let done = direct_log(in_background, log_file.as_deref())
+    };
+    let done = spawn("notices", &ends, attentive)
+        .and_then(|()| {
+            machine
+                .iter()
+                .try_for_each(|machine| watch_machine(machine, &tree, &ends))
+        })
+        .map_err(system("cannot start a thread"))
+        .and_then(|()| direct_log(in_background, log_file.as_deref()))
         .and_then(|()| match readiness {
             Some(readiness) => readiness.ready().map_err(system("cannot let go of the terminal")),
             None => Ok(()),
@@ -128,7 +138,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
         .and_then(|()| std::env::set_current_dir("/").map_err(system("/")));
     if let Err(e) = done {
         let _ = mounted.unmount();
-        machine.iter().for_each(Machine::kill);
+        give_up();
         return Err(e);
     }
     process::notify_service_manager();
