@@ -32,13 +32,20 @@ pub enum ListAsk {
     Values(Arc<Batch>, usize),
 }
 
-/// A request for a listing, with what was true when it was sent.
+/// How many changes of listings and how many writes there have been.
+#[derive(Clone, Copy)]
+pub struct Moment {
+    pub changes: u64,
+    pub writes: u64,
+}
+
+/// A request for a listing.
 pub struct Listed {
     pub ask: ListAsk,
     /// The process whose walk it was sent for, if any.
     pub process: Option<u32>,
-    pub changes: u64,
-    pub writes: u64,
+    /// Just before it was sent.
+    pub moment: Moment,
 }
 
 impl Listed {
@@ -132,8 +139,8 @@ impl Ahead {
         } else {
             self.entry_timeout.min(GIVE_UP)
         };
-        let written = listed.has_values() && listed.writes != self.writes();
-        listed.changes == changes && !written && listed.sent().elapsed() < limit
+        let written = listed.has_values() && listed.moment.writes != self.writes();
+        listed.moment.changes == changes && !written && listed.sent().elapsed() < limit
     }
 
     /// Gives a listing that was asked for ahead and is good for a process to `look`: with values if there
@@ -297,7 +304,7 @@ impl Ahead {
     pub fn forget_old(&self) {
         self.listings
             .lock()
-            .retain(|_, listed| self.is_good(listed, listed.process, listed.changes));
+            .retain(|_, listed| self.is_good(listed, listed.process, listed.moment.changes));
         self.values
             .lock()
             .retain(|_, value| value.ask.sent().elapsed() < WINDOW);

@@ -4,7 +4,7 @@ use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::ahead::{ListAsk, Listed};
+use super::ahead::{ListAsk, Listed, Moment};
 use super::batch::Batch;
 use super::cache::Fresh;
 use super::directories::Sizes;
@@ -66,25 +66,28 @@ impl Tree {
             && self.walks.lock().of(process).reads_what_it_lists()
     }
 
+    /// What a request that is sent now will have to be judged by.
+    pub(super) fn moment(&self) -> Moment {
+        Moment {
+            changes: self.listings.changes(),
+            writes: self.ahead.writes(),
+        }
+    }
+
     fn ask_listing(
         &self,
         path: &Path,
         values: bool,
         process: Option<Process>,
     ) -> StdResult<Listed, qom::Error> {
-        let (changes, writes) = (self.listings.changes(), self.ahead.writes());
+        let moment = self.moment();
         let ask = if values {
             let ask = self.qom.ask(Request::list_get(std::slice::from_ref(path)))?;
             ListAsk::Values(Batch::new(ask, 1), 0)
         } else {
             ListAsk::Names(self.qom.ask(Request::list(path))?)
         };
-        Ok(Listed {
-            ask,
-            process,
-            changes,
-            writes,
-        })
+        Ok(Listed { ask, process, moment })
     }
 
     /// Waits for a listing, and says when it was sent; values that come with it are kept for the
@@ -99,7 +102,7 @@ impl Tree {
             Ok(Some(values)) => {
                 let properties = values.iter().map(|v| v.property.clone()).collect();
                 if let Some(process) = listed.process {
-                    self.ahead.keep(process, path, sent, listed.writes, values);
+                    self.ahead.keep(process, path, sent, listed.moment.writes, values);
                 }
                 return Ok((properties, sent));
             }

@@ -136,7 +136,7 @@ impl Tree {
         if paths.is_empty() {
             return;
         }
-        let (changes, writes) = (self.listings.changes(), self.ahead.writes());
+        let moment = self.moment();
         let Some(ask) = self.qom.ask_ahead(Request::list_get(&paths)) else {
             return;
         };
@@ -145,8 +145,7 @@ impl Tree {
             let listed = Listed {
                 ask: ListAsk::Values(batch.clone(), index),
                 process: Some(process),
-                changes,
-                writes,
+                moment,
             };
             self.ahead.put_listing(path, listed);
         }
@@ -155,15 +154,14 @@ impl Tree {
     /// Asks for the listings of objects, without values.
     fn ask_names(&self, process: Process, paths: Vec<Path>) {
         for path in paths {
-            let (changes, writes) = (self.listings.changes(), self.ahead.writes());
+            let moment = self.moment();
             let Some(ask) = self.qom.ask_ahead(Request::list(&path)) else {
                 return;
             };
             let listed = Listed {
                 ask: ListAsk::Names(ask),
                 process: Some(process),
-                changes,
-                writes,
+                moment,
             };
             self.ahead.put_listing(path, listed);
         }
