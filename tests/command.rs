@@ -35,8 +35,14 @@ impl Pair {
     /// Runs `exec qom-fuse` with the rest of a command line.
     #[track_caller]
     fn start(rest: &str) -> Pair {
+        Pair::start_by("exec", rest)
+    }
+
+    /// Has a shell run it in another way.
+    #[track_caller]
+    fn start_by(how: &str, rest: &str) -> Pair {
         let session = Session::new();
-        let running = session.start(&format!("ulimit -c 0; exec qom-fuse {rest}"));
+        let running = session.start(&format!("ulimit -c 0; {how} qom-fuse {rest}"));
         let outside = lstat(session.dir()).expect("stat the session").st_dev;
         let answers = || lstat(session.mnt()).is_ok_and(|stat| stat.st_dev != outside);
         if !wait_until(SOON, answers) {
@@ -304,6 +310,21 @@ fn signals_end_qemu_and_unmount() {
             assert_eq!(out.stderr, "", "{out}");
         }
     }
+}
+
+/// What `nohup`, or a shell for what runs in the background, has ignored stays so. QEMU catches both itself.
+#[test]
+fn ignored_signals_stay_ignored() {
+    let pair = Pair::start_by("trap '' HUP INT; exec", &format!("mnt -- {}", qemu(Which::New)));
+    let machine = pair.qemu();
+    for number in [libc::SIGHUP, libc::SIGINT] {
+        signal(pair.running.pid() as i32, number);
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(pair.session.info().is_some() && alive(machine), "it ended");
+    signal(pair.running.pid() as i32, libc::SIGTERM);
+    pair.ends().ok();
+    assert!(!alive(machine), "QEMU outlived its mount");
 }
 
 /// As Ctrl-C does: QEMU gets it too.

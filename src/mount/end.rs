@@ -1,7 +1,9 @@
 //! The end of a mount: what brings it about, and what is done then.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
@@ -47,17 +49,27 @@ pub(super) fn spawn(
         .map(drop)
 }
 
-/// Signals that end the mount.
+/// Signals that end the mount: those that whoever started us did not have ignored, as `nohup` has
+/// SIGHUP and a shell SIGINT of what it runs in the background. QEMU inherits that.
 ///
 /// # Errors
 /// When they cannot be handled.
 pub(super) fn watch_signals(ends: Sender<End>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| !is_ignored(*s)))?;
     spawn("signals", &ends.clone(), move || {
         for signal in &mut signals {
             let _ = ends.send(End::Signal(signal));
         }
     })
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action, sigaction only fills in the present one, if it succeeds.
+    unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
 }
 
 /// Notices a machine that ends and whose monitor stays open, since something else that its command

@@ -35,9 +35,13 @@ pub fn spawn_tied(mut command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
 
     let parent = std::process::id();
-    // SAFETY: prctl, getppid and _exit are async-signal-safe.
+    // SAFETY: signal, prctl, getppid and _exit are async-signal-safe.
     unsafe {
         command.pre_exec(move || {
+            // As in a terminal, even if the tests were started by nohup or in the background.
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             if libc::getppid() as u32 != parent {
                 libc::_exit(127); // the test process ended before the prctl
