@@ -372,7 +372,7 @@ fn a_qemu_that_hangs_is_killed() {
 #[test]
 fn interrupted_before_it_answers_it_leaves_nothing() {
     let session = Session::new();
-    let running = session.start("exec qom-fuse mnt -- sh -c 'echo $$ > pid; exec sleep 60'");
+    let running = session.start("exec qom-fuse -o timeout=600 mnt -- sh -c 'echo $$ > pid; exec sleep 60'");
     let started = || {
         fs::read_to_string(session.dir().join("pid"))
             .is_ok_and(|text| text.ends_with('\n') && session.pids().len() == 2)
@@ -381,7 +381,7 @@ fn interrupted_before_it_answers_it_leaves_nothing() {
     let pid = fs::read_to_string(session.dir().join("pid")).expect("its pid");
     signal(running.pid() as i32, libc::SIGTERM);
     let out = running.finish(SOON);
-    assert_ne!(out.status, 0, "{out}");
+    assert_eq!((out.status, &*out.stderr), (128 + libc::SIGTERM, ""), "{out}");
     session.wait_ended(SOON);
     assert!(!alive(pid.trim().parse().expect("a number")), "{out}");
 }
@@ -475,7 +475,7 @@ fn a_qemu_that_goes_to_the_background() {
     }
 }
 
-/// Nobody knows its process id, so all that can be done is to say so.
+/// The process that speaks at the monitor is the one to be ended, whatever was started.
 #[test]
 fn a_qemu_in_the_background_that_hangs() {
     let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(Which::New)));
@@ -483,20 +483,59 @@ fn a_qemu_in_the_background_that_hangs() {
     signal(machine, libc::SIGSTOP);
     signal(pair.running.pid() as i32, libc::SIGTERM);
     let out = pair.ends();
-    signal(machine, libc::SIGKILL);
-    assert!(out.ok().stderr.contains("went to the background"), "{out}");
+    assert!(out.ok().stderr.contains("SIGKILL"), "{out}");
+    assert!(!alive(machine), "QEMU outlived its mount");
+
+    // One that owes a reply cannot be told to quit before it has given it.
+    let pair = Pair::start(&format!("-o timeout=0.5 mnt -- {} -daemonize", qemu(Which::New)));
+    let machine = pair.qemu();
+    signal(machine, libc::SIGSTOP);
+    pair.session.run("cat mnt/machine/type").fails();
+    signal(pair.running.pid() as i32, libc::SIGTERM);
+    std::thread::sleep(Duration::from_secs(1));
+    signal(machine, libc::SIGCONT);
+    let out = pair.ends();
+    assert!(!out.ok().stderr.contains("SIGTERM"), "{out}");
+    assert!(!alive(machine), "QEMU outlived its mount");
+}
+
+#[test]
+fn a_wrapper_that_qemu_leaves_behind() {
+    let start = |options: &str| {
+        let wrapper = "\"$@\" -daemonize; exec sleep 2";
+        let (wrapper, qemu) = (quote(wrapper), qemu(Which::New));
+        Pair::start(&format!("{options} mnt -- sh -c {wrapper} sh {qemu}"))
+    };
+    let pair = start("");
+    let machine = pair.qemu();
+    signal(machine, libc::SIGSTOP);
+    signal(pair.running.pid() as i32, libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(2500)); // the wrapper has ended
+    signal(machine, libc::SIGCONT);
+    pair.ends().ok();
+    assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
+
+    // The end of the wrapper is not QEMU's, even of one that answers nothing just then.
+    let pair = start("-o timeout=0.5");
+    let machine = pair.qemu();
+    signal(machine, libc::SIGSTOP);
+    pair.session.run("cat mnt/machine/type").fails();
+    std::thread::sleep(Duration::from_secs(4));
+    signal(machine, libc::SIGCONT);
+    let answers = || pair.session.run("cat mnt/machine/type").status == 0;
+    assert!(wait_until(SOON, answers), "it gave QEMU up");
+    signal(pair.running.pid() as i32, libc::SIGTERM);
+    pair.ends().ok();
+    assert!(!alive(machine), "QEMU outlived its mount");
 }
 
 /// QEMU's end is its end, whoever else holds its monitor.
 #[test]
 fn a_wrapper_whose_helper_inherits_the_monitor() {
-    for which in Which::ALL {
+    for (which, more) in [(Which::Old, ""), (Which::New, ""), (Which::New, "-daemonize")] {
         let wrapper = "sleep 60 >/dev/null 2>&1 & echo $! > helper; exec \"$@\"";
-        let pair = Pair::start(&format!(
-            "-o timeout=1 mnt -- sh -c {} sh {}",
-            quote(wrapper),
-            qemu(which)
-        ));
+        let (wrapper, qemu) = (quote(wrapper), qemu(which));
+        let pair = Pair::start(&format!("mnt -- sh -c {wrapper} sh {qemu} {more}"));
         let helper: i32 = pair.file("helper").trim().parse().expect("a pid");
         pair.truth().execute("quit", Value::Null).expect("quit");
         let out = pair.ends();

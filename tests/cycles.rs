@@ -186,11 +186,7 @@ fn a_mount_point_whose_folder_is_renamed() {
 
 #[test]
 fn a_mount_point_whose_filesystem_is_taken_away() {
-    let as_root = if sh("id -u").ok().text() == "0" {
-        ""
-    } else {
-        "sudo -n"
-    };
+    let as_root = as_root();
     for how in [End::Signal, End::Qemu, End::Killed] {
         for busy in [false, true] {
             let qemu = Qemu::start(Which::New, "none", &[]);
@@ -219,5 +215,35 @@ fn a_mount_point_whose_filesystem_is_taken_away() {
             drop(sitting);
             assert_eq!(session.run("ls -A t").ok().text(), "", "{how:?}");
         }
+    }
+}
+
+/// By `umount -f`, say, while somebody sits in it: the mount would stay, and answer nothing any more.
+#[test]
+fn a_mount_whose_connection_is_cut() {
+    let qemu = Qemu::start(Which::New, "none", &[]);
+    let session = Session::new();
+    session
+        .run(&format!("qom-fuse {} mnt", quote(qemu.socket())))
+        .ok();
+    let sitting = session.start("cd mnt/machine && exec sleep 60");
+    let cwd = format!("/proc/{}/cwd", sitting.pid());
+    let there = || fs::read_link(&cwd).is_ok_and(|cwd| cwd.starts_with(session.mnt()));
+    assert!(wait_until(SOON, there), "nobody sits in the mount");
+    let cut = session.run(&format!("{} umount -f mnt", as_root()));
+    assert!(cut.stderr.contains("busy"), "{cut}");
+    session.wait_ended(SOON);
+    drop(sitting);
+    assert!(session.info().is_none());
+    assert!(!qemu.truth().list("/").is_empty());
+}
+
+/// What makes a command run as root.
+fn as_root() -> &'static str {
+    // SAFETY: a plain system call.
+    if unsafe { libc::geteuid() } == 0 {
+        ""
+    } else {
+        "sudo -n"
     }
 }

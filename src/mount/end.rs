@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -18,7 +18,7 @@ use super::machine::Machine;
 use crate::qmp::{Closed, Monitor, printable};
 use crate::tree::Tree;
 
-/// How often it is looked whether a machine has ended that is no longer mounted.
+/// How often it is looked for what nothing announces.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a mount ends.
@@ -80,11 +80,15 @@ fn is_ignored(signal: i32) -> bool {
 pub(super) fn watch_machine(machine: &Machine, tree: &Arc<Tree>, ends: &Sender<End>) -> io::Result<()> {
     let (machine, tree) = (machine.clone(), tree.clone());
     spawn("machine", ends, move || {
-        machine.wait();
+        while !machine.ends_within(Duration::from_secs(3600)) {}
         let monitor = tree.qom().monitor();
-        if !monitor.is_answered() && !monitor.is_closed() {
-            warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
-            monitor.hang_up();
+        let until = Instant::now() + Duration::from_secs(1);
+        while !monitor.is_closed() {
+            if Instant::now() > until {
+                warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
+                return monitor.hang_up();
+            }
+            thread::sleep(LOOK);
         }
     })
 }
@@ -120,8 +124,9 @@ pub(super) fn wait_for_end(
             0
         }
         Some(End::Unmounted(Ok(()))) => {
-            // By somebody else: there is nothing left to take away.
             info!("{source} was unmounted");
+            // By somebody else, or only its connection was cut, which leaves a dead mount.
+            unmount();
             0
         }
         Some(End::Unmounted(Err(e))) => {
@@ -162,10 +167,7 @@ pub(super) fn wait_for_end(
 /// Waits for a machine that is no longer mounted; a signal still ends it.
 fn outlive(machine: &Machine, ended: &Receiver<End>, monitor: &Monitor) -> u8 {
     loop {
-        let status = machine.wait_for(LOOK);
-        if machine.is_in_background(monitor) {
-            thread::sleep(LOOK);
-        } else if let Some(status) = status {
+        if let Some(status) = machine.wait_for(LOOK) {
             return status;
         }
         if let Ok(End::Signal(_)) = ended.try_recv() {

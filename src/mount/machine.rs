@@ -1,40 +1,42 @@
 //! A QEMU of our own: started with a monitor that nobody else has.
 
 use std::ffi::OsString;
-use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use log::warn;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use parking_lot::{Condvar, Mutex};
 
+use super::pidfd::PidFd;
 use super::process::hide_monitor;
 use crate::qmp::{self, Monitor};
 
 /// How long QEMU has to end after each thing that is said to it.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// How often it is looked whether a QEMU in the background is still there.
+/// How often it is looked for what nothing announces.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A QEMU that we started.
+/// A QEMU that we started, by a command that may be QEMU itself, a wrapper around it, or one that QEMU
+/// leaves behind (`-daemonize`).
 #[derive(Clone)]
-pub struct Machine {
-    pid: Pid,
-    ended: Arc<Ended>,
-}
+pub struct Machine(Arc<Processes>);
 
-#[derive(Default)]
-struct Ended {
+struct Processes {
+    command: PidFd,
+    /// Of the command, once it has ended.
     status: Mutex<Option<u8>>,
-    changed: Condvar,
+    ended: Condvar,
+    /// The process that speaks at the monitor, once it has spoken.
+    qemu: OnceLock<PidFd>,
 }
 
 /// A command that could not be started, and the exit status that shells give for that.
@@ -55,13 +57,12 @@ impl StartError {
         }
     }
 }
-
-/// Starts QEMU with one end of a socket pair as its monitor; the other end is returned, as the
-/// number of a descriptor. QEMU keeps the terminal and everything else that we have.
+/// Starts QEMU with one end of a socket pair as its monitor, and returns the other end. QEMU keeps the
+/// terminal and everything else that we have.
 ///
 /// # Errors
 /// When the command cannot be started.
-pub fn start(command: &[OsString]) -> Result<(Machine, RawFd), StartError> {
+pub fn start(command: &[OsString]) -> Result<(Machine, UnixStream), StartError> {
     let failed = |source| StartError {
         program: command
             .first()
@@ -73,6 +74,8 @@ pub fn start(command: &[OsString]) -> Result<(Machine, RawFd), StartError> {
         .split_first()
         .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    // So that what QEMU sends tells which process it is.
+    setsockopt(&ours, sockopt::PassCred, &true).map_err(|e| failed(e.into()))?;
     let inherited = theirs.as_raw_fd();
     let mut process = Command::new(program);
     process
@@ -91,97 +94,121 @@ pub fn start(command: &[OsString]) -> Result<(Machine, RawFd), StartError> {
     let child = process.spawn().map_err(failed)?;
     drop(theirs);
     let machine = Machine::watch(child).map_err(failed)?;
-    Ok((machine, ours.into_raw_fd()))
+    Ok((machine, ours))
 }
 
 impl Machine {
     fn watch(mut child: Child) -> io::Result<Machine> {
-        let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-        let ended = Arc::new(Ended::default());
-        let tell = ended.clone();
-        thread::Builder::new().name("qemu".into()).spawn(move || {
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let processes = Arc::new(Processes {
+            command: PidFd::open(pid)?,
+            status: Mutex::default(),
+            ended: Condvar::new(),
+            qemu: OnceLock::new(),
+        });
+        let tell = processes.clone();
+        thread::Builder::new().name("command".into()).spawn(move || {
             let status = child.wait().map_or(1, status_of);
             *tell.status.lock() = Some(status);
-            tell.changed.notify_all();
+            tell.ended.notify_all();
         })?;
-        Ok(Machine { pid, ended })
+        Ok(Machine(processes))
     }
 
-    /// Waits for QEMU to end, and gives its exit status, or 128 and the number of the signal
-    /// that killed it.
-    pub fn wait(&self) -> u8 {
-        let mut status = self.ended.status.lock();
-        loop {
-            match *status {
-                Some(status) => return status,
-                None => self.ended.changed.wait(&mut status),
+    /// Waits until QEMU speaks at its monitor or hangs up, and learns which process it is. False when
+    /// it does neither within `limit`, or before something else needs to be done.
+    pub fn meet(&self, monitor: &UnixStream, limit: Duration, interrupted: impl Fn() -> bool) -> bool {
+        let until = Instant::now() + limit;
+        let look = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+        while Instant::now() < until && !interrupted() {
+            let mut fds = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
+            if matches!(poll(&mut fds, look), Ok(n) if n > 0) {
+                if let Some(process) = sender(monitor).and_then(|pid| PidFd::open(pid).ok()) {
+                    let _ = self.0.qemu.set(process);
+                }
+                return true;
             }
         }
+        false
     }
 
-    /// The same, if it ends soon.
-    pub fn wait_a_moment(&self) -> Option<u8> {
-        self.wait_for(PATIENCE)
+    /// The process that is to be ended, and to be waited for: the command if no other is known.
+    fn qemu(&self) -> &PidFd {
+        self.0.qemu.get().unwrap_or(&self.0.command)
     }
 
-    /// The same, if it ends within this time.
-    pub fn wait_for(&self, time: Duration) -> Option<u8> {
-        let until = Instant::now() + time;
-        let mut status = self.ended.status.lock();
+    /// Whether QEMU ends within this time, whatever becomes of its command.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        self.qemu().ends_within(limit)
+    }
+
+    /// Waits for QEMU and its command to end, at most for `limit`; gives the exit status of the command,
+    /// or 128 and the number of the signal that killed it.
+    pub fn wait_for(&self, limit: Duration) -> Option<u8> {
+        let until = Instant::now() + limit;
+        if !self.ends_within(limit) {
+            return None;
+        }
+        let mut status = self.0.status.lock();
         while status.is_none() {
-            if self.ended.changed.wait_until(&mut status, until).timed_out() {
+            if self.0.ended.wait_until(&mut status, until).timed_out() {
                 break;
             }
         }
         *status
     }
 
-    /// Whether the command has ended and QEMU has not, as with `-daemonize`: then only the end of
-    /// the connection tells of QEMU's.
-    pub fn is_in_background(&self, monitor: &Monitor) -> bool {
-        self.ended.status.lock().is_some() && !monitor.is_closed()
+    /// The same, if that is soon.
+    pub fn wait_a_moment(&self) -> Option<u8> {
+        self.wait_for(PATIENCE)
     }
 
-    /// Ends QEMU: by `quit`, by SIGTERM, by SIGKILL; gives the exit status of the command. One
-    /// in the background gets `quit` alone, since its number is not known.
+    /// Ends QEMU: by `quit`, by SIGTERM, by SIGKILL; gives the exit status of its command.
     pub fn end(&self, monitor: &Monitor) -> u8 {
         let until = Instant::now() + PATIENCE;
-        // Its reply may never come, and does not matter.
-        let _pending = monitor.try_send(&qmp::command("quit"));
-        // QEMU forgets what it has been told once we hang up: not before it has ended.
-        while self.is_in_background(monitor) {
-            if Instant::now() > until {
-                warn!("QEMU, which went to the background, does not end: kill it by its process id");
-                break;
-            }
-            thread::sleep(LOOK);
-        }
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            if let Some(status) = self.wait_a_moment() {
+        let mut asked = None;
+        while Instant::now() < until {
+            // It cannot be sent while an earlier reply is overdue. Its own does not matter.
+            asked = asked.or_else(|| monitor.try_send(&qmp::command("quit")));
+            if let Some(status) = self.wait_for(LOOK) {
                 return status;
             }
-            warn!("QEMU is still there; sending {signal}");
-            self.signal(signal);
         }
-        self.wait()
+        warn!("QEMU is still there; sending SIGTERM");
+        self.kill()
     }
 
-    /// Kills a QEMU that there will be no mount of.
-    pub fn kill(&self) {
-        info!("ending QEMU");
-        self.signal(Signal::SIGTERM);
-        if self.wait_a_moment().is_none() {
-            self.signal(Signal::SIGKILL);
+    /// Ends QEMU by signals, and its command if that does not end with it; gives its exit status.
+    pub fn kill(&self) -> u8 {
+        for (process, patience) in [(self.qemu(), Duration::ZERO), (&self.0.command, PATIENCE)] {
+            for (signal, patience) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, PATIENCE)] {
+                if process.ends_within(patience) {
+                    break;
+                }
+                if signal == Signal::SIGKILL {
+                    warn!("QEMU is still there; sending SIGKILL");
+                }
+                if let Err(e) = process.signal(signal) {
+                    warn!("cannot end QEMU: {e}");
+                }
+            }
         }
+        self.wait_a_moment().unwrap_or(1)
     }
+}
 
-    fn signal(&self, signal: Signal) {
-        let ended = self.ended.status.lock();
-        // While nobody has waited for it, the number is still its own.
-        if ended.is_none() {
-            let _ = kill(self.pid, signal);
-        }
-    }
+/// The process that sent what is to be read next, as far as the kernel tells.
+fn sender(socket: &UnixStream) -> Option<i32> {
+    let mut byte = [0];
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(UnixCredentials);
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags).ok()?;
+    let pid = message.cmsgs().ok()?.find_map(|control| match control {
+        ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
+        _ => None,
+    });
+    pid.filter(|pid| *pid > 0)
 }
 
 fn status_of(status: ExitStatus) -> u8 {
@@ -201,7 +228,8 @@ mod tests {
     fn statuses() {
         let run = |script: &str| {
             let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
-            Machine::watch(child).unwrap().wait()
+            let machine = Machine::watch(child).unwrap();
+            machine.wait_for(Duration::from_secs(10)).unwrap()
         };
         assert_eq!(run("exit 7"), 7);
         assert_eq!(run("kill -TERM $$"), 128 + 15);

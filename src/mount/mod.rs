@@ -5,9 +5,14 @@ mod device;
 mod end;
 mod machine;
 mod mountinfo;
+mod pidfd;
 mod process;
 
+use std::cell::Cell;
+use std::ffi::OsString;
 use std::io;
+use std::os::fd::IntoRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -52,6 +57,11 @@ pub enum Error {
     /// The QEMU that we started ended by itself, and has said why.
     #[error("QEMU ended before it could be mounted, with exit status {0}")]
     Ended(u8),
+    #[error(
+        "{program} has not begun to speak QMP within {after:?}, and was ended: it is no QEMU, or takes longer \
+         to start (-o timeout=SECONDS gives it more time)"
+    )]
+    Silent { program: String, after: Duration },
 }
 
 impl Error {
@@ -104,7 +114,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if owns_machine {
         watch()?;
     }
-    let (tree, machine) = connect(&config, notices, settings(&config, &point))?;
+    let (tree, machine) = connect(&config, notices, &ended, settings(&config, &point))?;
     if !owns_machine {
         watch()?;
     }
@@ -187,6 +197,7 @@ fn settings(config: &Config, point: &Path) -> Settings {
 fn connect(
     config: &Config,
     notices: Sender<Notice>,
+    ended: &Receiver<End>,
     settings: Settings,
 ) -> Result<(Arc<Tree>, Option<Machine>), Error> {
     let (address, machine) = match &config.machine {
@@ -196,18 +207,47 @@ fn connect(
             (absolute.map_err(|source| Error::System { what, source })?, None)
         }
         Wanted::Command(command) => {
-            let (machine, monitor) = machine::start(command)?;
-            (Address::Fd(monitor), Some(machine))
+            let (machine, monitor) = start_machine(command, config.mount.timeout, ended)?;
+            (Address::Fd(monitor.into_raw_fd()), Some(machine))
         }
     };
     match Monitor::connect(address, config.mount.timeout, config.mount.reconnect, notices) {
         Ok(monitor) => Ok((Tree::new(Qom::new(monitor), settings), machine)),
         Err(e) => {
             let ended = machine.as_ref().and_then(Machine::wait_a_moment);
-            machine.iter().for_each(Machine::kill);
+            machine.iter().for_each(|machine| _ = machine.kill());
             Err(ended.map_or(Error::Connect(e), Error::Ended))
         }
     }
+}
+
+/// Starts a machine and waits until it speaks. A signal ends it meanwhile.
+fn start_machine(
+    command: &[OsString],
+    timeout: Duration,
+    ended: &Receiver<End>,
+) -> Result<(Machine, UnixStream), Error> {
+    let (machine, monitor) = machine::start(command)?;
+    let signal = Cell::new(None);
+    let interrupted = || {
+        if let Ok(End::Signal(number)) = ended.try_recv() {
+            signal.set(Some(number));
+        }
+        signal.get().is_some()
+    };
+    if machine.meet(&monitor, timeout, interrupted) {
+        return Ok((machine, monitor));
+    }
+    machine.kill();
+    Err(match signal.get() {
+        Some(number) => Error::Ended(u8::try_from(128 + number).unwrap_or(1)),
+        None => Error::Silent {
+            program: command
+                .first()
+                .map_or_else(String::new, |p| p.display().to_string()),
+            after: timeout,
+        },
+    })
 }
 
 /// Mounts and starts to answer the kernel.

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::address::Address;
 use super::connection::{Connection, Listener, Pending};
 use super::error::{Closed, ConnectError, Error};
-use super::wire::{Event, Greeting, command};
+use super::wire::{Event, Greeting};
 
 /// What is done when an event comes: in the reader, before any later reply is given out, since
 /// QEMU's order tells what an event is about. Must not wait for a reply.
@@ -160,12 +160,6 @@ impl Monitor {
     /// Whether there is no connection now.
     pub fn is_closed(&self) -> bool {
         self.inner.current.lock().connection.closed().is_some()
-    }
-
-    /// Whether QEMU has an answer to anything at all.
-    pub fn is_answered(&self) -> bool {
-        let reply = self.execute(&command("query-version"));
-        matches!(reply, Ok(_) | Err(Error::Refused { .. } | Error::Undecodable(_)))
     }
 
     /// Whether a lost connection is sought again: wanted, and possible for this address.
