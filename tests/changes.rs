@@ -112,6 +112,34 @@ fn what_was_unplugged_is_gone_with_the_event() {
     }
 }
 
+/// A directory shows what it did when it was opened, but that is nothing to rely on by then.
+#[test]
+fn an_open_directory_brings_nothing_back() {
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "q35", &XHCI);
+        plug(&qemu, "1");
+        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+        let open = Held::open(mount.join("machine/peripheral"), libc::O_RDONLY).expect("open a directory");
+        lstat(mount.join(TABLET)).expect("the kernel has it now");
+        unplug(&qemu);
+        wait_gone(&mount);
+        assert_eq!(open.lists("t"), Ok(true), "{which:?}");
+        assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT), "{which:?}");
+
+        // Nothing announces the end of an object without a device: it ends with entry_timeout.
+        let qemu = Qemu::start(which, "none", &["-object", "rng-random,id=o"]);
+        let mount = Mount::start(&qemu.socket(), &[]); // one second
+        let open = Held::open(mount.join("objects"), libc::O_RDONLY).expect("open a directory");
+        qemu.truth()
+            .execute("object-del", json!({ "id": "o" }))
+            .expect("object-del");
+        std::thread::sleep(SECOND + SECOND / 20);
+        assert_eq!(open.lists("o"), Ok(true), "{which:?}");
+        let shown = lstat(mount.join("objects/o"));
+        assert_eq!(shown.err(), Some(libc::ENOENT), "{which:?}");
+    }
+}
+
 #[test]
 fn the_same_id_plugged_again_is_another_one() {
     for which in Which::ALL {

@@ -10,13 +10,6 @@ use parking_lot::Mutex;
 use super::inodes::Ino;
 use super::listing::Listing;
 
-/// A listing and how long it may still be served.
-#[derive(Debug, Clone)]
-pub struct Fresh {
-    pub listing: Arc<Listing>,
-    pub left: Duration,
-}
-
 /// Listings by the inode of their directory, each for a lifetime from when it was asked for.
 pub struct Listings {
     lifetime: Duration,
@@ -42,14 +35,21 @@ impl Listings {
         }
     }
 
-    pub fn get(&self, ino: Ino) -> Option<Fresh> {
+    pub fn get(&self, ino: Ino) -> Option<Arc<Listing>> {
         let cached = self.cached.lock();
         let (listing, asked) = cached.by_ino.get(&ino)?;
-        let left = self.lifetime.checked_sub(asked.elapsed())?;
-        (!left.is_zero()).then(|| Fresh {
-            listing: listing.clone(),
-            left,
-        })
+        (asked.elapsed() < self.lifetime).then(|| listing.clone())
+    }
+
+    /// How long a listing of this directory holds from now on: not at all if something is known to
+    /// have changed since it was asked for.
+    pub fn left(&self, ino: Ino, listing: &Arc<Listing>) -> Duration {
+        match self.cached.lock().by_ino.get(&ino) {
+            Some((cached, asked)) if Arc::ptr_eq(cached, listing) => {
+                self.lifetime.saturating_sub(asked.elapsed())
+            }
+            _ => Duration::ZERO,
+        }
     }
 
     /// The count to give to [`Listings::put`], read before the listing is asked for.
@@ -57,25 +57,19 @@ impl Listings {
         self.changes.load(Ordering::SeqCst)
     }
 
-    pub fn put(&self, ino: Ino, listing: Listing, asked: Instant, changes: u64) -> Fresh {
+    /// Keeps a listing for as long as it holds. One that was asked for before the last change is
+    /// what QEMU answered, but nothing to build on.
+    pub fn put(&self, ino: Ino, listing: Listing, asked: Instant, changes: u64) -> Arc<Listing> {
         let listing = Arc::new(listing);
         let mut cached = self.cached.lock();
         let now = Instant::now();
         if now >= cached.purge_at {
             self.purge(&mut cached, now);
         }
-        let left = self.lifetime.saturating_sub(now - asked);
-        if changes != self.changes() {
-            // Still what QEMU answered, but nothing to build on.
-            return Fresh {
-                listing,
-                left: Duration::ZERO,
-            };
-        }
-        if !left.is_zero() {
+        if changes == self.changes() && now - asked < self.lifetime {
             cached.by_ino.insert(ino, (listing.clone(), asked));
         }
-        Fresh { listing, left }
+        listing
     }
 
     fn purge(&self, cached: &mut Cached, now: Instant) {
@@ -121,13 +115,15 @@ mod tests {
     #[test]
     fn served_for_its_lifetime_only() {
         let listings = Listings::new(Duration::from_millis(50));
-        let fresh = listings.put(2, empty(), Instant::now(), listings.changes());
-        assert!(fresh.left > Duration::ZERO && listings.get(2).is_some());
+        let kept = listings.put(2, empty(), Instant::now(), listings.changes());
+        assert!(listings.left(2, &kept) > Duration::ZERO && listings.get(2).is_some());
         let old = Instant::now() - Duration::from_millis(60);
-        assert!(listings.put(3, empty(), old, listings.changes()).left.is_zero());
-        assert!(listings.get(3).is_none());
+        let old = listings.put(3, empty(), old, listings.changes());
+        assert!(listings.left(3, &old).is_zero() && listings.get(3).is_none());
         listings.drop_one(2);
-        assert!(listings.get(2).is_none());
+        assert!(listings.left(2, &kept).is_zero() && listings.get(2).is_none());
+        let anew = listings.put(2, empty(), Instant::now(), listings.changes());
+        assert!(listings.left(2, &kept).is_zero() && !listings.left(2, &anew).is_zero());
     }
 
     #[test]
@@ -135,7 +131,7 @@ mod tests {
         let listings = Listings::new(Duration::from_secs(10));
         let changes = listings.changes();
         listings.drop_one(7);
-        assert!(listings.put(2, empty(), Instant::now(), changes).left.is_zero());
-        assert!(listings.get(2).is_none());
+        let listing = listings.put(2, empty(), Instant::now(), changes);
+        assert!(listings.left(2, &listing).is_zero() && listings.get(2).is_none());
     }
 }

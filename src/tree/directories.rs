@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::cache::Fresh;
+use super::listing::Listing;
 use super::{Found, Ino, Process, Result, Tree};
 
 /// The sizes of a listing's entries, where they are known.
@@ -18,7 +18,7 @@ pub struct Directory {
 }
 
 struct Shown {
-    fresh: Fresh,
+    listing: Arc<Listing>,
     /// What the values that came with the listing are long, in its order.
     sizes: Option<Sizes>,
     /// Something was read: offset 0 means "again".
@@ -35,9 +35,9 @@ pub enum Item<'a> {
 impl Tree {
     /// Opens a directory, if that can be done without asking QEMU.
     pub fn open_directory_cached(&self, ino: Ino, process: Process) -> Option<u64> {
-        let fresh = self.listings.get(ino)?;
-        self.look_ahead(ino, &fresh.listing, process);
-        Some(self.opened(ino, fresh, process))
+        let listing = self.listings.get(ino)?;
+        self.look_ahead(ino, &listing, process);
+        Some(self.opened(ino, listing, process))
     }
 
     /// Whether the listing of a directory was asked for ahead and came, so that opening it should wait
@@ -53,19 +53,19 @@ impl Tree {
     /// # Errors
     /// Why QEMU does not list it.
     pub fn open_directory(&self, ino: Ino, process: Process) -> Result<u64> {
-        let fresh = self.listing_for(ino, Some(process))?;
-        self.look_ahead(ino, &fresh.listing, process);
-        Ok(self.opened(ino, fresh, process))
+        let listing = self.listing_for(ino, Some(process))?;
+        self.look_ahead(ino, &listing, process);
+        Ok(self.opened(ino, listing, process))
     }
 
-    fn opened(&self, ino: Ino, fresh: Fresh, process: Process) -> u64 {
+    fn opened(&self, ino: Ino, listing: Arc<Listing>, process: Process) -> u64 {
         let parent = self.inodes.lock().parent(ino);
-        let sizes = self.sizes_at_hand(ino, &fresh.listing, process);
+        let sizes = self.sizes_at_hand(ino, &listing, process);
         self.directories.open(Directory {
             ino,
             parent,
             shown: Mutex::new(Shown {
-                fresh,
+                listing,
                 sizes,
                 begun: false,
             }),
@@ -89,7 +89,9 @@ impl Tree {
         mut take: impl FnMut(Item<'_>, u64) -> bool,
     ) -> Result<()> {
         let directory = self.directories.get(handle).ok_or(libc::EBADF)?;
-        let (Fresh { listing, left }, sizes) = self.shown(&directory, offset)?;
+        let (listing, sizes) = self.shown(&directory, offset)?;
+        // Looked up once it is read: it may have been dropped since it was opened.
+        let left = self.listings.left(directory.ino, &listing);
         for (index, name) in [(0, "."), (1, "..")] {
             let ino = if index == 0 {
                 directory.ino
@@ -130,12 +132,12 @@ impl Tree {
     }
 
     /// What an open directory shows from this offset on. Rewound, it is looked up again.
-    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Fresh, Option<Sizes>)> {
+    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Arc<Listing>, Option<Sizes>)> {
         let mut shown = directory.shown.lock();
         if offset == 0 && std::mem::replace(&mut shown.begun, true) {
-            shown.fresh = self.listing(directory.ino)?;
+            shown.listing = self.listing(directory.ino)?;
             shown.sizes = None;
         }
-        Ok((shown.fresh.clone(), shown.sizes.clone()))
+        Ok((shown.listing.clone(), shown.sizes.clone()))
     }
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::ahead::{ListAsk, Listed, Moment};
 use super::batch::Batch;
-use super::cache::Fresh;
 use super::directories::Sizes;
 use super::error::Doing;
 use super::listing::{Entry, Listing};
@@ -17,14 +16,14 @@ use crate::qom::{self, Path, Property, Reason, Request};
 
 impl Tree {
     /// The listing of a directory, from memory or from QEMU.
-    pub(super) fn listing(&self, ino: Ino) -> Result<Fresh> {
+    pub(super) fn listing(&self, ino: Ino) -> Result<Arc<Listing>> {
         self.listing_for(ino, None)
     }
 
     /// The same for a process that opens the directory: if it reads what it lists, with values.
-    pub(super) fn listing_for(&self, ino: Ino, process: Option<Process>) -> Result<Fresh> {
-        if let Some(fresh) = self.listings.get(ino) {
-            return Ok(fresh);
+    pub(super) fn listing_for(&self, ino: Ino, process: Option<Process>) -> Result<Arc<Listing>> {
+        if let Some(listing) = self.listings.get(ino) {
+            return Ok(listing);
         }
         let path = self.object(ino)?;
         let changes = self.listings.changes();
@@ -207,10 +206,9 @@ impl Tree {
         }
         let sent = ask.sent();
         let answer = ask.wait();
-        let is_good = match &answer {
-            Ok(_) => sent.elapsed() <= WINDOW,
-            Err(e) => e.reason() != Reason::Undecodable,
-        };
+        // A refusal grows old as a value does; and a reply may have been too long to be held.
+        let undecodable = matches!(&answer, Err(e) if e.reason() == Reason::Undecodable);
+        let is_good = sent.elapsed() <= WINDOW && !undecodable;
         // What the open itself asked for stands, however long it took.
         if is_good || !was_ahead {
             return answer;

@@ -33,7 +33,7 @@ use crate::qom::{Kind, Path, Qom};
 
 use ahead::Ahead;
 pub use attributes::Attributes;
-use cache::{Fresh, Listings};
+use cache::Listings;
 pub use directories::{Directory, Item};
 pub use error::{Error, Result};
 use errors::LastErrors;
@@ -43,7 +43,7 @@ use handles::Handles;
 pub use inodes::{Ino, ROOT};
 use inodes::{Inodes, What};
 pub use links::link_text;
-use listing::{Entries, Entry};
+use listing::{Entries, Entry, Listing};
 pub use names::{file_name, file_names};
 use setlink::Temporaries;
 use walk::Walks;
@@ -163,8 +163,8 @@ impl Tree {
         if let Some(found) = self.temporary(parent, file) {
             return Some(Ok(found));
         }
-        let fresh = self.listings.get(parent)?;
-        Some(self.lookup_in(parent, file, &fresh))
+        let listing = self.listings.get(parent)?;
+        Some(self.lookup_in(parent, file, &listing))
     }
 
     /// Finds a name in a directory.
@@ -175,13 +175,14 @@ impl Tree {
         if let Some(found) = self.lookup_cached(parent, file) {
             return found;
         }
-        let fresh = self.listing(parent)?;
-        self.lookup_in(parent, file, &fresh)
+        let listing = self.listing(parent)?;
+        self.lookup_in(parent, file, &listing)
     }
 
-    fn lookup_in(&self, parent: Ino, file: &str, fresh: &Fresh) -> Result<Found> {
-        let (index, entry) = fresh.listing.find(file).ok_or(libc::ENOENT)?;
-        self.enter(parent, entry, fresh.listing.reserved(index), None, fresh.left)
+    fn lookup_in(&self, parent: Ino, file: &str, listing: &Arc<Listing>) -> Result<Found> {
+        let (index, entry) = listing.find(file).ok_or(libc::ENOENT)?;
+        let lifetime = self.listings.left(parent, listing);
+        self.enter(parent, entry, listing.reserved(index), None, lifetime)
     }
 
     /// Counts an entry as given to the kernel, with the size of its value if that is known.

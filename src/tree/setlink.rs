@@ -75,7 +75,7 @@ impl Tree {
         if self.settings.read_only {
             return Err(libc::EROFS.into());
         }
-        if self.listing(parent)?.listing.find(file).is_some() {
+        if self.listing(parent)?.find(file).is_some() {
             return Err(libc::EEXIST.into());
         }
         if !is_temporary_name(file) {
@@ -136,8 +136,8 @@ impl Tree {
         };
         drop(temporaries);
         let (parent, file) = to;
-        let fresh = self.listing(parent)?;
-        let Some((_, entry)) = fresh.listing.find(file) else {
+        let listing = self.listing(parent)?;
+        let Some((_, entry)) = listing.find(file) else {
             return Err(libc::EPERM.into());
         };
         if entry.kind != Kind::Link || parent != temporary.parent {

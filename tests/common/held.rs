@@ -21,6 +21,7 @@ const MOST: usize = 8 << 20;
 enum Do {
     Read,
     ReadAt,
+    List,
     Write,
     Seek,
     Size,
@@ -74,6 +75,14 @@ impl Held {
     pub fn read_at(&self, offset: u64, length: usize) -> Result<Vec<u8>, Errno> {
         self.ask(Do::ReadAt, offset, length, &[])
             .map(|length| self.bytes(length))
+    }
+
+    /// getdents64(2): whether there is an entry of this name in what a directory shows next.
+    #[track_caller]
+    pub fn lists(&self, name: &str) -> Result<bool, Errno> {
+        let length = self.ask(Do::List, 0, 64 << 10, &[])?;
+        let (entries, name) = (self.bytes(length), [name.as_bytes(), b"\0"].concat());
+        Ok(entries.windows(name.len()).any(|window| window == name))
     }
 
     /// write(2)
@@ -161,6 +170,9 @@ unsafe fn serve(path: *const libc::c_char, flags: c_int, buffer: &mut [u8]) {
             match words[0] {
                 word if word == Do::Read as u64 => check(libc::read(fd, start.cast(), most)),
                 word if word == Do::ReadAt as u64 => check(libc::pread(fd, start.cast(), most, offset)),
+                word if word == Do::List as u64 => {
+                    check(libc::syscall(libc::SYS_getdents64, fd, start, most) as isize)
+                }
                 word if word == Do::Seek as u64 => check(libc::lseek(fd, offset, libc::SEEK_SET) as isize),
                 word if word == Do::Write as u64 => {
                     if !receive(&mut buffer[..most]) {
@@ -175,7 +187,7 @@ unsafe fn serve(path: *const libc::c_char, flags: c_int, buffer: &mut [u8]) {
                 }
             }
         };
-        if words[0] <= Do::ReadAt as u64 {
+        if words[0] <= Do::List as u64 {
             length = result.unwrap_or(0);
         }
     }
