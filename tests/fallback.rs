@@ -1,7 +1,10 @@
-//! What was asked of QEMU for many objects at once fails at times: each object still gets its due.
+//! What was asked of QEMU ahead, or for many objects at once, fails at times: each reader still gets its due.
 
 mod common;
 
+use std::time::Duration;
+
+use common::steps::{Doing, Step, act};
 use common::*;
 use serde_json::{Value, json};
 
@@ -132,4 +135,30 @@ fn values_too_large_to_be_held_for_many_are_exact_all_the_same() {
         });
         assert!(shown, "{bytes}: never asked for several, and then for each alone");
     }
+}
+
+/// On an old QEMU, where each value is asked for alone.
+#[test]
+fn a_refusal_that_came_ahead_grows_old_as_a_value_does() {
+    let tree = orchard();
+    tree.hook_once(
+        "qom-get",
+        "/a",
+        "y",
+        Action::error("GenericError", "No crash occurred"),
+    );
+    let server = tree.serve();
+    let mount = Mount::start(server.socket(), &[]);
+    let step = |path: &str, action| Step::new(&mount.join(path), action);
+    let seen = act(&[
+        step("a", Doing::List),
+        step("a/type", Doing::Read),
+        step("a/x", Doing::Read),
+        step("a", Doing::Pause(Duration::from_millis(300))),
+        step("a/y", Doing::Read),
+    ]);
+    assert_eq!(seen.last().expect("what was read").number(), 2);
+    let asked = |(command, args): &(String, Value)| command == "qom-get" && args["property"] == "y";
+    let asked = server.requests().iter().filter(|request| asked(request)).count();
+    assert_eq!(asked, 2, "once ahead, in vain, and once when it was read");
 }
