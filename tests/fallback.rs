@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::steps::{Doing, Step, act};
+use common::steps::{Doing, Seen, Step, act};
 use common::*;
 use serde_json::{Value, json};
 
@@ -13,6 +13,11 @@ const NEW: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "majo
 
 /// A scripted QEMU 10.1 or later over a tree.
 fn serve_new(tree: &ScriptedTree, dir: &tempfile::TempDir) -> Scripted {
+    serve_slow(tree, dir, Duration::ZERO)
+}
+
+/// The same, which takes its time over each `qom-list-get`.
+fn serve_slow(tree: &ScriptedTree, dir: &tempfile::TempDir, time: Duration) -> Scripted {
     let mut answer = tree.handler();
     let greeting = format!("{NEW}\r\n").into_bytes();
     Scripted::start_raw(
@@ -20,6 +25,7 @@ fn serve_new(tree: &ScriptedTree, dir: &tempfile::TempDir) -> Scripted {
         greeting,
         move |command, args| match command {
             "qmp_capabilities" => Action::Return(json!({})),
+            "qom-list-get" => Action::Delay(time, Box::new(answer(command, args))),
             _ => answer(command, args),
         },
     )
@@ -161,4 +167,23 @@ fn a_refusal_that_came_ahead_grows_old_as_a_value_does() {
     let asked = |(command, args): &(String, Value)| command == "qom-get" && args["property"] == "y";
     let asked = server.requests().iter().filter(|request| asked(request)).count();
     assert_eq!(asked, 2, "once ahead, in vain, and once when it was read");
+}
+
+/// What takes longer than a value may be old is asked for one by one, and not all of it again for each.
+#[test]
+fn an_object_that_takes_long_is_not_asked_for_again_and_again() {
+    let tree = ScriptedTree::new().with_list_get(true).object("/a");
+    for n in 0..50 {
+        tree.prop("/a", &format!("v{n}"), "int", json!(n));
+    }
+    let dir = tempfile::tempdir().expect("make a folder");
+    let server = serve_slow(&tree, &dir, Duration::from_millis(150));
+    let mount = Mount::start(server.socket(), &[]);
+    let read = |n| Step::new(&mount.join(&format!("a/v{n}")), Doing::Read);
+    let mut steps = vec![Step::new(&mount.join("a"), Doing::List)];
+    steps.extend((0..50).map(read));
+    let seen: Vec<u64> = act(&steps).iter().map(Seen::number).collect();
+    assert_eq!(seen, (0..50).collect::<Vec<_>>());
+    assert_eq!(server.count("qom-list-get"), 1);
+    assert_eq!(server.count("qom-get"), 49);
 }

@@ -12,7 +12,31 @@ use super::listing::{Entry, Listing};
 use super::lookahead::{NEAR_END, Next};
 use super::walk::{Opened, Pace, WINDOW};
 use super::{Error, Ino, Process, ROOT, Result, Tree};
-use crate::qom::{self, Path, Property, Reason, Request};
+use crate::qom::{self, Path, Property, Reason, Request, Valued};
+
+/// The listing of an object as it came, with the values if they were asked for.
+struct Came {
+    properties: Vec<Property>,
+    sent: Instant,
+    values: Option<(Vec<Valued>, Moment)>,
+}
+
+impl Came {
+    fn names(properties: Vec<Property>, sent: Instant) -> Came {
+        Came {
+            properties,
+            sent,
+            values: None,
+        }
+    }
+
+    /// Takes the value of a property out of it.
+    fn take(&mut self, name: &str) -> Option<StdResult<String, qom::Error>> {
+        let (values, _) = self.values.as_mut()?;
+        let it = values.iter_mut().find(|v| *v.property.name == *name)?;
+        it.text.take()
+    }
+}
 
 impl Tree {
     /// The listing of a directory, from memory or from QEMU.
@@ -32,21 +56,24 @@ impl Tree {
             self.ask_listing(&path, values, process)
                 .and_then(|listed| self.finish(&path, listed))
         };
-        let listed = match self.ahead.take_listing(process, &path, changes) {
+        let came = match self.ahead.take_listing(process, &path, changes) {
             Some(listed) => self.finish(&path, listed).or_else(|e| match e.reason() {
                 Reason::Undecodable => now(),
                 _ => Err(e),
             }),
             None => now(),
         };
-        match listed {
-            Ok((properties, sent)) => {
+        match came {
+            Ok(mut came) => {
+                if let Some(process) = process {
+                    self.keep(process, ino, &path, &mut came);
+                }
                 self.still_there(ino)?;
                 self.errors.lock().clear(ino);
-                let listing = Listing::new(properties, &self.entries, |count| {
+                let listing = Listing::new(came.properties, &self.entries, |count| {
                     self.inodes.lock().reserve(count)
                 });
-                Ok(self.listings.put(ino, listing, sent, changes))
+                Ok(self.listings.put(ino, listing, came.sent, changes))
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
         }
@@ -89,21 +116,20 @@ impl Tree {
         Ok(Listed { ask, process, moment })
     }
 
-    /// Waits for a listing, and says when it was sent; values that come with it are kept for the
-    /// process that wanted them.
-    fn finish(&self, path: &Path, listed: Listed) -> StdResult<(Vec<Property>, Instant), qom::Error> {
-        let sent = listed.sent();
+    /// Waits for a listing.
+    fn finish(&self, path: &Path, listed: Listed) -> StdResult<Came, qom::Error> {
+        let (sent, moment) = (listed.sent(), listed.moment);
         let (batch, index) = match listed.ask {
-            ListAsk::Names(ask) => return Ok((ask.wait()?, sent)),
+            ListAsk::Names(ask) => return Ok(Came::names(ask.wait()?, sent)),
             ListAsk::Values(batch, index) => (batch, index),
         };
         let failed = match batch.take(index) {
             Ok(Some(values)) => {
-                let properties = values.iter().map(|v| v.property.clone()).collect();
-                if let Some(process) = listed.process {
-                    self.ahead.keep(process, path, sent, listed.moment.writes, values);
-                }
-                return Ok((properties, sent));
+                return Ok(Came {
+                    properties: values.iter().map(|v| v.property.clone()).collect(),
+                    sent,
+                    values: Some((values, moment)),
+                });
             }
             Ok(None) => None,
             Err(e) => Some(e),
@@ -124,7 +150,18 @@ impl Tree {
         }
         let ask = self.qom.ask(Request::list(path))?;
         let sent = ask.sent();
-        Ok((ask.wait()?, sent))
+        Ok(Came::names(ask.wait()?, sent))
+    }
+
+    /// Keeps the values that came with an object's listing for the process that reads them.
+    fn keep(&self, process: Process, ino: Ino, path: &Path, came: &mut Came) {
+        let Some((values, moment)) = came.values.take() else {
+            return;
+        };
+        let count = values.len();
+        self.ahead.keep(process, path, came.sent, moment.writes, values);
+        let useful = self.ahead.has_values(process, path);
+        self.walks.lock().of(process).asked_whole(ino, count, useful);
     }
 
     /// The value of a property for a process that opens it.
@@ -149,7 +186,7 @@ impl Tree {
         drop(walks);
         if self.qom.has_list_get() {
             self.ask_objects(process, next);
-            self.value_of_many(path, entry, process, opened.second)
+            self.value_of_many((parent, path), entry, process, opened.whole)
         } else {
             self.value_in_turn(path, entry, process, &opened, next)
         }
@@ -158,25 +195,32 @@ impl Tree {
     /// On a QEMU with `qom-list-get`: with the object's other values, when they are read too.
     fn value_of_many(
         &self,
-        path: &Path,
+        object: (Ino, &Path),
         entry: &Entry,
         process: Process,
-        second: bool,
+        whole: bool,
     ) -> StdResult<String, qom::Error> {
+        let (parent, path) = object;
         let at_hand = || self.ahead.serve(process, path, &entry.name);
         if let Some(served) = at_hand() {
             return served;
         }
         if !self.ahead.has_values(process, path) {
             let changes = self.listings.changes();
-            let asked = match self.ahead.take_values(process, path, changes) {
-                None if second => Some(self.ask_listing(path, true, Some(process))?),
-                asked => asked,
-            };
-            if let Some(asked) = asked {
-                self.finish(path, asked)?;
+            if let Some(asked) = self.ahead.take_values(process, path, changes) {
+                let mut came = self.finish(path, asked)?;
+                self.keep(process, parent, path, &mut came);
                 if let Some(served) = at_hand() {
                     return served;
+                }
+            } else if whole {
+                let asked = self.ask_listing(path, true, Some(process))?;
+                let mut came = self.finish(path, asked)?;
+                // What the open itself asked for stands, however long it took.
+                let own = came.take(&entry.name);
+                self.keep(process, parent, path, &mut came);
+                if let Some(own) = own {
+                    return own;
                 }
             }
         }

@@ -19,6 +19,7 @@ mod lookahead;
 mod names;
 mod setlink;
 mod walk;
+mod walks;
 mod xattr;
 
 use std::path::PathBuf;
@@ -46,7 +47,7 @@ pub use links::link_text;
 use listing::{Entries, Entry, Listing};
 pub use names::{file_name, file_names};
 use setlink::Temporaries;
-use walk::Walks;
+use walks::Walks;
 use xattr::Descriptions;
 
 /// How a mount behaves.

@@ -4,7 +4,6 @@
 //! the listing, and then goes down to its children, in the order of the listing too. That is
 //! all that is assumed, and only of a process that was seen doing it within [`WINDOW`].
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,18 +17,13 @@ pub const WINDOW: Duration = Duration::from_millis(100);
 /// that QEMU takes over a request, what it takes over the request itself is an eighth then.
 pub const MOST_IN_BATCH: usize = 8;
 
-/// Processes that are remembered at once.
-const MOST_WALKS: usize = 64;
-
-/// The walks of all processes, by process id as the kernel gives it.
-#[derive(Default)]
-pub struct Walks {
-    by_process: HashMap<u32, Walk>,
-}
+/// So many values take QEMU about as long to evaluate in one request as one in a request of its own.
+const WORTH_A_READ: usize = 16;
 
 /// The walk of one process.
 pub struct Walk {
-    last: Instant,
+    /// When the process did something last.
+    pub last: Instant,
     /// How long it was from one object that it listed to the next.
     pace: Duration,
     listed: Instant,
@@ -41,6 +35,9 @@ pub struct Walk {
     reading: bool,
     /// The property opened last, and the object that it is of.
     opened: Option<(Ino, Arc<Entry>)>,
+    /// The object whose values were asked for all together last, and how many of them must be opened before
+    /// that is worth doing again.
+    whole: Option<(Ino, usize)>,
 }
 
 struct Level {
@@ -87,38 +84,16 @@ impl Row<'_> {
 pub struct Opened {
     /// Another property of the same object was read just before.
     pub second: bool,
+    /// So it is worth while to ask for all of them.
+    pub whole: bool,
     /// The property that comes next when they are read in the order of the listing, as they are.
     pub next: Option<Arc<Entry>>,
     /// How many values of the object have not been read yet, if the walk listed it.
     pub left: Option<usize>,
 }
 
-impl Walks {
-    /// Lets go of walks that are over.
-    pub fn forget_old(&mut self) {
-        self.by_process.retain(|_, walk| walk.last.elapsed() <= WINDOW);
-    }
-
-    /// The walk of a process, begun anew after a pause.
-    pub fn of(&mut self, process: u32) -> &mut Walk {
-        let now = Instant::now();
-        if self.by_process.len() >= MOST_WALKS && !self.by_process.contains_key(&process) {
-            self.forget_old();
-            if self.by_process.len() >= MOST_WALKS {
-                self.by_process.clear();
-            }
-        }
-        let walk = self.by_process.entry(process).or_insert_with(|| Walk::new(now));
-        if now - walk.last > WINDOW {
-            *walk = Walk::new(now);
-        }
-        walk.last = now;
-        walk
-    }
-}
-
 impl Walk {
-    fn new(now: Instant) -> Walk {
+    pub fn new(now: Instant) -> Walk {
         Walk {
             last: now,
             pace: WINDOW,
@@ -127,7 +102,23 @@ impl Walk {
             walking: false,
             reading: false,
             opened: None,
+            whole: None,
         }
+    }
+
+    /// After a pause. It may have been a reply that took long: what is known of that stays.
+    pub fn begin_anew(&mut self, now: Instant) {
+        let whole = self.whole;
+        *self = Walk::new(now);
+        self.whole = whole;
+    }
+
+    /// All values of an object were asked for, so many. If they came too late to be used, or could not
+    /// be held, the others will be too. If not, they may have to be asked for again, as their time runs out
+    /// under a slow reader: each is read for so many that are evaluated, at the least.
+    pub fn asked_whole(&mut self, of: Ino, values: usize, useful: bool) {
+        let before_again = if useful { values / WORTH_A_READ } else { values };
+        self.whole = Some((of, before_again));
     }
 
     /// Whether the values of the object listed last were read, all of them: then those of the
@@ -207,9 +198,17 @@ impl Walk {
     pub fn opened(&mut self, of: Ino, entry: &Arc<Entry>) -> Opened {
         let before = self.opened.replace((of, entry.clone()));
         let second = before.is_some_and(|(ino, other)| ino == of && other != *entry);
+        let mut whole = second;
+        if let Some((object, before_again)) = &mut self.whole
+            && *object == of
+        {
+            whole &= *before_again == 0;
+            *before_again = before_again.saturating_sub(1);
+        }
         let Some(level) = self.levels.last_mut().filter(|level| level.ino == of) else {
             return Opened {
                 second,
+                whole,
                 ..Opened::default()
             };
         };
@@ -221,6 +220,7 @@ impl Walk {
         let goes_on = in_order && (second || self.reading);
         Opened {
             second,
+            whole,
             next: if goes_on {
                 values.get(level.next_value).cloned()
             } else {
@@ -241,12 +241,12 @@ pub enum Pace {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::qom::Property;
     use crate::tree::listing::Entries;
 
-    fn listing(names: &str) -> Arc<Listing> {
+    pub fn listing(names: &str) -> Arc<Listing> {
         let property = |name: &str| Property {
             name: name.into(),
             declared: if name.starts_with(char::is_uppercase) {
@@ -286,15 +286,15 @@ mod tests {
         assert_eq!(
             walk.opened(1, a),
             Opened {
-                second: false,
-                next: None,
-                left: Some(2)
+                left: Some(2),
+                ..Opened::default()
             }
         );
         assert_eq!(
             walk.opened(1, b),
             Opened {
                 second: true,
+                whole: true,
                 next: Some(c.clone()),
                 left: Some(1)
             }
@@ -364,16 +364,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_ends_it() {
-        let mut walks = Walks::default();
-        let top = listing("a b");
-        walks.of(7).opened(1, &top.values()[0]);
-        assert!(!walks.of(8).opened(1, &top.values()[1]).second, "another process");
-        std::thread::sleep(WINDOW + Duration::from_millis(5));
-        assert!(!walks.of(7).opened(1, &top.values()[1]).second);
-        for process in 0..1000 {
-            walks.of(process);
-        }
-        assert!(walks.by_process.len() <= MOST_WALKS);
+    fn what_comes_too_late_is_not_asked_for_again() {
+        let names: Vec<String> = (0..64).map(|n| format!("v{n}")).collect();
+        let (mut walk, top) = (Walk::new(Instant::now()), listing(&names.join(" ")));
+        let worth = |walk: &mut Walk, range: std::ops::Range<usize>| {
+            let values = top.values()[range].iter();
+            values.filter(|value| walk.opened(1, value).whole).count()
+        };
+        assert_eq!(worth(&mut walk, 0..2), 1);
+        walk.asked_whole(1, 64, true);
+        assert_eq!(worth(&mut walk, 2..6), 0, "a few, for so many that are evaluated");
+        assert_eq!(worth(&mut walk, 6..7), 1);
+        walk.asked_whole(1, 64, false);
+        assert_eq!(worth(&mut walk, 7..64), 0);
     }
 }
