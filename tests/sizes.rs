@@ -10,6 +10,7 @@ use common::child::lstat;
 use common::mirror::{CLOCKS, Copy, Found, Told, text_of};
 use common::sh::quote;
 use common::shown::link_text;
+use common::steps::{Doing, Step, act};
 use common::*;
 use serde_json::{Value, json};
 
@@ -132,6 +133,31 @@ fn alternating_opens_each_read_their_own_value() {
             before = Some((held, text));
         }
     }
+}
+
+/// A walk that reads what it lists is told lengths with the listing; not of what somebody else has open.
+#[test]
+fn a_listing_leaves_the_size_of_an_open_file_alone() {
+    let qemu = Qemu::start(Which::New, "q35", &[]);
+    // Three times, should the machine hold the walk up for longer than one may pause.
+    let told = (0..3).any(|_| {
+        let two = append(&qemu, 2);
+        // Its listing is not to be known by the time that the walk comes to it.
+        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=0"]);
+        let open = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
+        append(&qemu, 7);
+        act(&[
+            Step::new(mount.path(), Doing::List),
+            Step::new(&mount.join("type"), Doing::Read),
+            Step::new(&mount.join("machine"), Doing::List),
+        ]);
+        assert_eq!(open.size(), Ok(two.len()));
+        assert_eq!(open.read(ALL), Ok(two));
+        let size = |file: &str| lstat(mount.join("machine").join(file)).expect("stat").st_size;
+        assert_eq!(size("append"), 3);
+        size("type") == read_file(mount.join("machine/type")).expect("read").len() as i64
+    });
+    assert!(told, "no length came with a listing");
 }
 
 #[test]

@@ -165,9 +165,9 @@ impl Pending {
         self.slot.sent
     }
 
-    /// Whether the reply is there, or the end of the connection.
+    /// Whether a result has come: no error, after which more may have to be asked.
     pub fn is_ready(&self) -> bool {
-        self.slot.is_filled()
+        self.slot.has_result()
     }
 
     /// Waits for the reply until the timeout, counted from when the request was sent.

@@ -59,9 +59,9 @@ impl Slot {
         late
     }
 
-    /// Whether the reply is there.
-    pub fn is_filled(&self) -> bool {
-        matches!(*self.outcome.lock(), Outcome::Done(_))
+    /// Whether the reply is there, and no error.
+    pub fn has_result(&self) -> bool {
+        matches!(*self.outcome.lock(), Outcome::Done(Ok(_)))
     }
 
     /// Takes the reply, waiting for it until the deadline. `None` when it has not come; `overdue` is

@@ -132,7 +132,7 @@ impl<T> Ask<T> {
         self.pending.sent()
     }
 
-    /// Whether [`Ask::wait`] waits for nothing.
+    /// Whether a result has come, and [`Ask::wait`] waits for nothing.
     pub fn is_ready(&self) -> bool {
         self.pending.is_ready()
     }

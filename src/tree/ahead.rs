@@ -171,7 +171,7 @@ impl Ahead {
     pub fn is_ready(&self, process: u32, path: &Path, changes: u64) -> bool {
         let look = |listed: &Listed| match &listed.ask {
             ListAsk::Names(ask) => Some(ask.is_ready()),
-            ListAsk::Values(batch, _) => Some(batch.is_ready()),
+            ListAsk::Values(batch, index) => Some(batch.is_ready(*index)),
         };
         self.find(process, path, changes, look) == Some(true)
     }

@@ -46,11 +46,12 @@ impl Batch {
         self.objects > 1
     }
 
-    /// Whether taking a part waits for nothing.
-    pub fn is_ready(&self) -> bool {
+    /// Whether the part of an object has come, and taking it waits for nothing.
+    pub fn is_ready(&self, index: usize) -> bool {
         self.reply.try_lock().is_some_and(|reply| match &*reply {
             Reply::Asked(ask) => ask.is_ready(),
-            Reply::Came(_) | Reply::Failed(_) => true,
+            Reply::Came(parts) => parts.get(index).is_some_and(Option::is_some),
+            Reply::Failed(_) => false,
         })
     }
 

@@ -118,6 +118,9 @@ impl Tree {
                 self.forget(ino, 1);
                 break;
             }
+            if let Some(size) = at_hand {
+                self.inodes.lock().show_size(ino, size);
+            }
         }
         Ok(())
     }

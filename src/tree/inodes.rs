@@ -23,7 +23,7 @@ struct Node {
     entry: Arc<Entry>,
     /// How often the kernel was given this inode and has not forgotten it.
     lookups: u64,
-    /// The length of the value that was opened last.
+    /// The length of the value that was opened last, or else came with a listing.
     size: u64,
     /// Nodes of which this is the parent; they need it for their path.
     children: u32,
@@ -233,6 +233,16 @@ impl Inodes {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Remembers the length of a value that the kernel was told and that nobody has opened yet: of one
+    /// that somebody has, the size is what he reads.
+    pub fn show_size(&mut self, ino: Ino, size: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino)
+            && node.size == UNREAD
+        {
+            node.size = size;
         }
     }
 

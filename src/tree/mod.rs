@@ -42,7 +42,7 @@ pub use files::Slice;
 use files::{File, Held};
 use handles::Handles;
 pub use inodes::{Ino, ROOT};
-use inodes::{Inodes, What};
+use inodes::{Inodes, UNREAD, What};
 pub use links::link_text;
 use listing::{Entries, Entry, Listing};
 pub use names::{file_name, file_names};
@@ -186,7 +186,8 @@ impl Tree {
         self.enter(parent, entry, listing.reserved(index), None, lifetime)
     }
 
-    /// Counts an entry as given to the kernel, with the size of its value if that is known.
+    /// Counts an entry as given to the kernel, with the size of its value if that is known and none was
+    /// opened yet.
     ///
     /// # Errors
     /// ENOMEM when there are too many.
@@ -205,12 +206,9 @@ impl Tree {
                 "the kernel holds too many files of this mount",
             ));
         };
-        let size = match size {
-            Some(size) => {
-                inodes.set_size(ino, size);
-                size
-            }
-            None => inodes.size(ino),
+        let size = match (inodes.size(ino), size) {
+            (UNREAD, Some(size)) => size,
+            (known, _) => known,
         };
         drop(inodes);
         Ok(Found {
