@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use common::bulk::{list_dirs, read_files};
 use common::child::read_link;
@@ -230,4 +231,26 @@ fn no_name_breaks_out_of_its_directory() {
     .ok();
     assert!(mount.is_mounted());
     mount.unmount();
+}
+
+/// Each odd name of a target is looked up in its parent's listing: all together take no longer than one may.
+#[test]
+fn a_target_of_many_odd_names_keeps_nobody() {
+    let tree = ScriptedTree::new();
+    let mut path = String::new();
+    for _ in 0..200 {
+        path.push_str("/~");
+        tree.object(&path);
+    }
+    tree.prop("/", "far", "link<x>", json!(path));
+    let mut answer = tree.handler();
+    let server = Scripted::start(move |command, args| {
+        let is_deep = args["path"].as_str().is_some_and(|path| path.starts_with("/~"));
+        let time = Duration::from_millis(if command == "qom-list" && is_deep { 100 } else { 0 });
+        Action::Delay(time, Box::new(answer(command, args)))
+    });
+    let mount = Mount::start(server.socket(), &["-o", "timeout=1"]);
+    assert_eq!(read_link(mount.join("far")), Err(libc::ETIMEDOUT));
+    let asked = server.count("qom-list");
+    assert!(asked < 50, "{asked} listings");
 }

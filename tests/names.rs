@@ -228,6 +228,21 @@ fn links_lead_to_odd_objects() {
 }
 
 #[test]
+fn links_to_odd_objects_cost_one_listing() {
+    let tree = ScriptedTree::new().object("/odd").object("/odd/~");
+    for n in 0..50 {
+        tree.prop("/", &format!("l{n}"), "link<x>", json!("/odd/~"));
+    }
+    let server = tree.serve();
+    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60"]);
+    sh_in(mount.path(), "ls -l . odd").ok();
+    server.reset();
+    let out = sh_in(mount.path(), "readlink l*");
+    assert_eq!(out.ok().lines(), vec!["odd/~"; 50]);
+    assert_eq!(server.count("qom-list"), 0);
+}
+
+#[test]
 fn a_real_qemu_with_ids_of_300_bytes() {
     for which in Which::ALL {
         let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=x"]);

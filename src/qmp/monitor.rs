@@ -157,6 +157,11 @@ impl Monitor {
         connection.try_send(request)
     }
 
+    /// How long a request may take.
+    pub fn timeout(&self) -> Duration {
+        self.inner.timeout
+    }
+
     /// Whether there is no connection now.
     pub fn is_closed(&self) -> bool {
         self.inner.current.lock().connection.closed().is_some()

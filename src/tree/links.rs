@@ -1,8 +1,14 @@
 //! Links: what they read as.
 
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::error::Doing;
+use super::listing::Listing;
 use super::names::is_odd;
-use super::{Ino, Process, Result, Tree};
-use crate::qom::{Kind, Path, Request};
+use super::{Error, Ino, Process, ROOT, Result, Tree};
+use crate::qom::{Kind, Path, Reason, Request};
 
 /// The longest link target that Linux takes.
 const TARGET_MAX: usize = 4095;
@@ -21,17 +27,19 @@ pub fn link_text(
     }
     let relative = || {
         let target = Path::parse(target)?;
-        let mut parts: Vec<String> = object.names().map(|_| "..".to_owned()).collect();
+        let mut text = vec![".."; object.names().count()].join("/");
         let mut at = Path::root();
         for name in target.names() {
-            parts.push(shown_as(&at, name)?);
+            if text.len() > TARGET_MAX {
+                return None;
+            }
+            if !text.is_empty() {
+                text.push('/');
+            }
+            text.push_str(&shown_as(&at, name)?);
             at = at.child(name)?;
         }
-        Some(if parts.is_empty() {
-            ".".to_owned()
-        } else {
-            parts.join("/")
-        })
+        Some(if text.is_empty() { ".".to_owned() } else { text })
     };
     match relative() {
         Some(text) if text.len() <= TARGET_MAX => text,
@@ -45,17 +53,64 @@ pub fn is_unset(text: &str) -> bool {
         .is_some_and(|rest| rest.ends_with(']'))
 }
 
-impl Tree {
-    /// The file name of an object. That of an odd name is settled by its parent's listing only.
-    fn shown_as(&self, parent: &Path, name: &str) -> Option<String> {
-        if !is_odd(name) {
-            return Some(name.to_owned());
+/// How long something may take that needs several answers: as long as one, so that no path and no link
+/// keeps its caller for longer, however many names it has.
+pub struct Patience {
+    limit: Duration,
+    until: Instant,
+}
+
+impl Patience {
+    /// # Errors
+    /// ETIMEDOUT when it has run out.
+    pub fn check(&self) -> Result<()> {
+        if Instant::now() < self.until {
+            return Ok(());
         }
-        let listing = self.listing_at(parent).ok()?;
+        let why = format!("looking up its names has taken longer than {:?}", self.limit);
+        Err(Error::refused(libc::ETIMEDOUT, &why))
+    }
+}
+
+impl Tree {
+    pub(super) fn patience(&self) -> Patience {
+        let limit = self.qom.monitor().timeout();
+        Patience {
+            limit,
+            until: Instant::now() + limit,
+        }
+    }
+
+    /// The file name of an object; `None` when there is no such object. That of an odd name is settled by
+    /// its parent's listing only.
+    fn shown_as(&self, parent: &Path, name: &str, patience: &Patience) -> Result<Option<String>> {
+        if !is_odd(name) {
+            return Ok(Some(name.to_owned()));
+        }
+        let listing = match self.known_listing(parent) {
+            Some(listing) => listing,
+            None => {
+                patience.check()?;
+                match self.listing_at(parent) {
+                    Ok(listing) => Arc::new(listing),
+                    Err(e) if e.reason() == Reason::NotFound => return Ok(None),
+                    Err(e) => return Err(Error::from_qom(&e, Doing::List)),
+                }
+            }
+        };
         let mut children = listing.children().iter();
-        children
-            .find(|child| *child.name == *name)
-            .map(|child| child.file.to_string())
+        let child = children.find(|child| *child.name == *name);
+        Ok(child.map(|child| child.file.to_string()))
+    }
+
+    /// The listing of an object, if it is in memory.
+    fn known_listing(&self, object: &Path) -> Option<Arc<Listing>> {
+        let inodes = self.inodes.lock();
+        let ino = object
+            .names()
+            .try_fold(ROOT, |above, name| inodes.child(above, name))?;
+        drop(inodes);
+        self.listings.get(ino)
     }
 
     /// Where a link leads.
@@ -76,9 +131,17 @@ impl Tree {
         };
         let target = self.read(ino, answer)?;
         self.still_there(ino)?;
+        let (patience, failure) = (self.patience(), Cell::new(None));
         let text = link_text(&path, &entry.file, &target, |parent, name| {
-            self.shown_as(parent, name)
+            let shown = self.shown_as(parent, name, &patience);
+            shown.unwrap_or_else(|e| {
+                failure.set(Some(e));
+                None
+            })
         });
+        if let Some(e) = failure.take() {
+            return Err(self.failed(ino, e));
+        }
         self.show_size(ino, text.len());
         Ok(text)
     }

@@ -188,8 +188,9 @@ impl Tree {
         } else {
             (object.clone(), text.to_owned())
         };
-        let mut links = 0;
+        let (mut links, patience) = (0, self.patience());
         for part in rest.split('/') {
+            patience.check()?;
             at = match part {
                 "" | "." => at,
                 ".." => at.parent().ok_or_else(outside)?,
