@@ -12,7 +12,7 @@ use super::error::Error;
 pub(super) type Reply = Result<Box<RawValue>, Error>;
 
 /// The longest reply kept, in bytes, to a request that was made ahead.
-const MOST_AHEAD: usize = 4 << 20;
+const MOST_AHEAD: usize = 2 << 20;
 
 /// One request that was sent, or is about to be.
 pub(super) struct Slot {

@@ -20,7 +20,7 @@ const MOST_NAMES: usize = 4;
 const MOST_BATCHES: usize = 8;
 /// When a listing without values that its walk did not come to is given up, at the latest.
 const GIVE_UP: Duration = Duration::from_secs(1);
-/// Such requests ahead of all walks together.
+/// Such requests ahead of all walks together, and as many for single values.
 const MOST_REQUESTS: usize = 32;
 /// Values held at once, in bytes. What does not fit is asked for one by one.
 const MOST_BYTES: usize = 16 << 20;
@@ -87,7 +87,7 @@ struct Value {
 struct Snapshot {
     sent: Instant,
     writes: u64,
-    /// The length of all texts when they came.
+    /// About what they took when they came.
     bytes: usize,
     texts: HashMap<Arc<str>, Result<String, Error>>,
 }
@@ -211,6 +211,9 @@ impl Ahead {
     pub fn put_value(&self, process: u32, path: Path, name: Arc<str>, ask: Ask<String>, writes: u64) {
         let mut values = self.values.lock();
         values.retain(|_, value| value.ask.sent().elapsed() < WINDOW);
+        if values.len() >= MOST_REQUESTS {
+            return;
+        }
         values.insert(
             process,
             Value {
@@ -235,7 +238,7 @@ impl Ahead {
             .into_iter()
             .filter_map(|v| Some((v.property.name, v.text?)))
             .collect();
-        let length = |text: &Result<String, Error>| text.as_ref().map_or(0, String::len);
+        let length = |text: &Result<String, Error>| 128 + text.as_ref().map_or(0, String::len);
         let bytes = texts.values().map(length).sum();
         let mut snapshots = self.snapshots.lock();
         snapshots.retain(|_, snapshot| snapshot.sent.elapsed() < WINDOW);

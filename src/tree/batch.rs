@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use crate::qom::{Ask, Error, Valued};
 
 /// What a reply may weigh, in bytes, for the parts of other objects to be kept until they are
-/// wanted. That of eight CPUs weighs a fifth of it.
-const MOST_KEPT: usize = 2 << 20;
+/// wanted. That of eight CPUs weighs two fifths of it.
+const MOST_KEPT: usize = 1 << 20;
 
 /// A request for several objects. Whoever needs one of them first waits for the reply; then each
 /// object's part is there to be taken.

@@ -74,6 +74,7 @@ impl Tree {
 
     pub fn close_directory(&self, handle: u64) {
         self.directories.close(handle);
+        self.walks.lock().forget_old();
         self.ahead.forget_old();
     }
 

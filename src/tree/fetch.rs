@@ -14,6 +14,10 @@ use super::walk::{Opened, Pace, WINDOW};
 use super::{Error, Ino, Process, ROOT, Result, Tree};
 use crate::qom::{self, Path, Property, Reason, Request, Valued};
 
+/// The most that listings may take before another one is asked for, in bytes: QEMU may be compromised, and
+/// list without end. Those of 200 CPUs take a twentieth.
+const MOST_LISTED: usize = 64 << 20;
+
 /// The listing of an object as it came, with the values if they were asked for.
 struct Came {
     properties: Vec<Property>,
@@ -50,6 +54,7 @@ impl Tree {
             return Ok(listing);
         }
         let path = self.object(ino)?;
+        self.room_for_a_listing(&path)?;
         let changes = self.listings.changes();
         let now = || {
             let values = process.is_some_and(|process| self.wants_values(process));
@@ -77,6 +82,22 @@ impl Tree {
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
         }
+    }
+
+    /// Lets go of listings that nobody needs, if they are too many.
+    ///
+    /// # Errors
+    /// ENOMEM when others do need them.
+    fn room_for_a_listing(&self, path: &Path) -> Result<()> {
+        if self.entries.held() > MOST_LISTED {
+            self.walks.lock().forget_all();
+            self.listings.drop_all();
+        }
+        if self.entries.held() > MOST_LISTED {
+            let why = format!("{path}: open directories hold more than {MOST_LISTED} bytes");
+            return Err(Error::refused(libc::ENOMEM, &why));
+        }
+        Ok(())
     }
 
     /// The present listing of an object that is only looked through, by its path.

@@ -62,11 +62,6 @@ const MANY: usize = 4096;
 /// the whole machine is short of memory. Real trees weigh a tenth of it.
 const HEAVIEST: usize = 192 << 20;
 
-/// What an inode takes, its names not shared with others.
-fn weight(entry: &Entry) -> usize {
-    160 + entry.name.len() + entry.file.len() + entry.declared.len()
-}
-
 impl Default for Inodes {
     fn default() -> Self {
         Inodes {
@@ -118,7 +113,7 @@ impl Inodes {
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children += 1;
         }
-        self.weight += weight(&entry);
+        self.weight += entry.weight();
         self.peak = self.peak.max(self.nodes.len() + 1);
         self.names.insert(parent, entry.file.clone(), ino);
         self.nodes.insert(
@@ -270,7 +265,7 @@ impl Inodes {
             && node.children == 0
         {
             let parent = node.parent;
-            self.weight -= weight(&node.entry);
+            self.weight -= node.entry.weight();
             self.detach(ino);
             self.nodes.remove(&ino);
             if let Some(above) = self.nodes.get_mut(&parent) {

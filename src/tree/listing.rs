@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -26,6 +27,8 @@ pub struct Entry {
 #[derive(Default)]
 pub struct Entries {
     known: Mutex<Known>,
+    /// What all listings together take, in bytes.
+    held: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -36,10 +39,12 @@ struct Known {
 }
 
 impl Known {
-    fn share(&mut self, entry: Entry) -> Arc<Entry> {
+    /// The one of it that is in use; adds what it takes if it is the first.
+    fn share(&mut self, entry: Entry, weight: &mut usize) -> Arc<Entry> {
         if let Some(known) = self.entries.get(&entry) {
             return known.clone();
         }
+        *weight += entry.weight();
         if self.entries.len() >= self.purge_at.max(4096) {
             self.purge();
         }
@@ -55,7 +60,19 @@ impl Known {
     }
 }
 
+impl Entry {
+    /// About what it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        160 + self.name.len() + self.file.len() + self.declared.len()
+    }
+}
+
 impl Entries {
+    /// About what all listings take that are in use, in bytes.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Lets go of entries that no listing and no inode has.
     pub fn forget_unused(&self) {
         self.known.lock().purge();
@@ -74,6 +91,21 @@ pub struct Listing {
     children: usize,
     /// The first of the numbers that are reserved for the entries.
     first: Ino,
+    /// Counts it for as long as it lives.
+    _weight: Weight,
+}
+
+/// What a listing takes, counted until it is dropped.
+#[derive(Debug)]
+struct Weight {
+    bytes: usize,
+    held: Arc<AtomicUsize>,
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Listing {
@@ -96,17 +128,19 @@ impl Listing {
                 }
             })
             .collect();
+        let mut bytes = properties.len() * (size_of::<Arc<Entry>>() + size_of::<u32>());
         let mut known = shared.known.lock();
         let mut entries: Vec<Arc<Entry>> = properties
             .drain(..)
             .zip(files)
             .map(|((kind, Property { name, declared }), file)| {
-                known.share(Entry {
+                let entry = Entry {
                     name,
                     file,
                     declared,
                     kind,
-                })
+                };
+                known.share(entry, &mut bytes)
             })
             .collect();
         drop(known);
@@ -115,7 +149,12 @@ impl Listing {
         let (links, children) = (start_of(Kind::Link), start_of(Kind::Child));
         let mut by_name: Vec<u32> = (0..).take(entries.len()).collect();
         by_name.sort_unstable_by(|a, b| entries[*a as usize].file.cmp(&entries[*b as usize].file));
+        shared.held.fetch_add(bytes, Ordering::Relaxed);
         Listing {
+            _weight: Weight {
+                bytes,
+                held: shared.held.clone(),
+            },
             first: reserve(entries.len()),
             entries,
             by_name,
@@ -205,10 +244,12 @@ mod tests {
             listing(&[("a", "int")], &shared),
         );
         assert!(Arc::ptr_eq(&one.entries()[0], &two.entries()[0]));
+        assert_eq!(shared.held(), one.entries()[0].weight() + 2 * 12);
         drop((one, two));
         for i in 0..20_000 {
             listing(&[(&i.to_string(), "int")], &shared);
         }
         assert!(shared.known.lock().entries.len() <= 4096);
+        assert_eq!(shared.held(), 0);
     }
 }

@@ -20,6 +20,11 @@ impl Walks {
         self.by_process.retain(|_, walk| walk.last.elapsed() <= WINDOW);
     }
 
+    /// Lets go of all.
+    pub fn forget_all(&mut self) {
+        self.by_process.clear();
+    }
+
     /// The walk of a process, begun anew after a pause.
     pub fn of(&mut self, process: u32) -> &mut Walk {
         let now = Instant::now();
