@@ -17,6 +17,7 @@ use super::address::Address;
 use super::error::{Closed, ConnectError, Error};
 use super::handshake::{Incoming, handshake};
 use super::lines::LineReader;
+use super::outgoing::Outgoing;
 use super::slot::{Reply, Slot};
 use super::wire::{self, Event, Greeting, Message, printable};
 
@@ -35,15 +36,9 @@ pub struct Connection {
 
 struct Shared {
     socket: Arc<Socket>,
-    writer: Mutex<Writer>,
+    writer: Mutex<Outgoing>,
     state: Mutex<State>,
     timeout: Duration,
-}
-
-#[derive(Default)]
-struct Writer {
-    /// The end of a request of which QEMU's socket took only the beginning.
-    tail: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -97,8 +92,8 @@ impl Connection {
             source,
         })?;
         let shared = Arc::new(Shared {
+            writer: Mutex::new(Outgoing::new(socket.clone())),
             socket,
-            writer: Mutex::default(),
             state: Mutex::default(),
             timeout,
         });
@@ -190,7 +185,7 @@ impl Shared {
         let Some(mut writer) = self.writer.try_lock_until(deadline) else {
             return Err(Error::Stalled);
         };
-        if !self.flush(&mut writer, deadline)? {
+        if !writer.flush(deadline).map_err(lost)? {
             return Err(Error::Stalled);
         }
         let text = log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request)));
@@ -202,16 +197,15 @@ impl Shared {
             }
             state.owed.push_back(slot.clone());
         }
-        match self.write(request, deadline) {
+        match writer.write(request, deadline) {
             Ok(0) => {
                 self.take_back(&slot);
                 return Err(Error::Stalled);
             }
-            // QEMU may have only the beginning: the rest must come before anything else.
-            Ok(n) => writer.tail.extend(&request[n..]),
+            Ok(_) => {}
             Err(e) => {
                 self.take_back(&slot);
-                return Err(e);
+                return Err(lost(e));
             }
         }
         Ok(Pending {
@@ -233,42 +227,9 @@ impl Shared {
         }
         // The overdue reply may be to a request that QEMU has not wholly got yet.
         if let Some(mut writer) = self.writer.try_lock() {
-            self.flush(&mut writer, Instant::now())?;
+            writer.flush(Instant::now()).map_err(lost)?;
         }
         Err(Error::Stalled)
-    }
-
-    /// Sends what is left of an earlier request; true when nothing is.
-    fn flush(&self, writer: &mut Writer, deadline: Instant) -> Result<bool, Error> {
-        if !writer.tail.is_empty() {
-            let n = self.write(&writer.tail, deadline)?;
-            writer.tail.drain(..n);
-        }
-        Ok(writer.tail.is_empty())
-    }
-
-    /// Writes as much as the socket takes before the deadline.
-    fn write(&self, bytes: &[u8], deadline: Instant) -> Result<usize, Error> {
-        let mut done = 0;
-        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        while done < bytes.len() {
-            match self.socket.send_with_flags(&bytes[done..], flags) {
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        break;
-                    }
-                    // Now with waiting, for as long as is left.
-                    flags = libc::MSG_NOSIGNAL;
-                    let _ = self.socket.set_write_timeout(Some(left));
-                }
-                Err(e) if is_end(&e) => return Err(Error::Closed(Arc::new(Closed::Eof))),
-                Err(e) => return Err(Error::Closed(Arc::new(Closed::Io(e.to_string())))),
-            }
-        }
-        Ok(done)
     }
 
     /// Takes a request out of the order that was not sent. The caller holds the writer, so it
@@ -314,6 +275,14 @@ impl Shared {
         }
         why
     }
+}
+
+/// What a socket that takes nothing more means for a request.
+fn lost(error: io::Error) -> Error {
+    Error::Closed(Arc::new(match error {
+        e if is_end(&e) => Closed::Eof,
+        e => Closed::Io(e.to_string()),
+    }))
 }
 
 /// A peer that ended, with or without having read all that we sent.

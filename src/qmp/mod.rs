@@ -10,6 +10,7 @@ mod error;
 mod handshake;
 mod lines;
 mod monitor;
+mod outgoing;
 mod slot;
 mod wire;
 
