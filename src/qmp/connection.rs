@@ -53,6 +53,8 @@ struct State {
 /// A request that was sent. Dropping it gives the reply up, not its place in the order.
 pub struct Pending {
     slot: Arc<Slot>,
+    /// QEMU's socket took only the beginning at first.
+    cut_off: bool,
     shared: Arc<Shared>,
 }
 
@@ -129,8 +131,7 @@ impl Connection {
     /// Sends a request and does not wait for its reply.
     ///
     /// # Errors
-    /// [`Error::Stalled`] and [`Error::Closed`] when nothing was sent, [`Error::Timeout`] when
-    /// QEMU took a part of it.
+    /// [`Error::Stalled`] and [`Error::Closed`] when nothing was sent.
     pub fn send(&self, request: &[u8]) -> Result<Pending, Error> {
         self.shared.send(request, self.shared.timeout)
     }
@@ -171,10 +172,19 @@ impl Pending {
     /// What QEMU answered, or [`Error::Timeout`], or [`Error::Closed`].
     pub fn wait(self) -> Reply {
         let Shared { timeout, state, .. } = &*self.shared;
-        let reply = self
-            .slot
-            .take(self.slot.sent + *timeout, || state.lock().overdue += 1);
+        let deadline = self.slot.sent + *timeout;
+        if self.cut_off {
+            self.shared.complete(&self.slot, deadline)?;
+        }
+        let reply = self.slot.take(deadline, || state.lock().overdue += 1);
         reply.unwrap_or(Err(Error::Timeout(*timeout)))
+    }
+}
+
+impl State {
+    /// Whether this request has no reply, and no later one was made.
+    fn is_newest(&self, slot: &Arc<Slot>) -> bool {
+        self.owed.back().is_some_and(|last| Arc::ptr_eq(last, slot))
     }
 }
 
@@ -185,7 +195,7 @@ impl Shared {
         let Some(mut writer) = self.writer.try_lock_until(deadline) else {
             return Err(Error::Stalled);
         };
-        if !writer.flush(deadline).map_err(lost)? {
+        if !writer.flush(deadline).map_err(|e| self.lost(e))? {
             return Err(Error::Stalled);
         }
         let text = log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request)));
@@ -197,19 +207,20 @@ impl Shared {
             }
             state.owed.push_back(slot.clone());
         }
-        match writer.write(request, deadline) {
+        let cut_off = match writer.write(request, deadline) {
             Ok(0) => {
                 self.take_back(&slot);
                 return Err(Error::Stalled);
             }
-            Ok(_) => {}
+            Ok(n) => n < request.len(),
             Err(e) => {
                 self.take_back(&slot);
-                return Err(lost(e));
+                return Err(self.lost(e));
             }
-        }
+        };
         Ok(Pending {
             slot,
+            cut_off,
             shared: self.clone(),
         })
     }
@@ -227,16 +238,41 @@ impl Shared {
         }
         // The overdue reply may be to a request that QEMU has not wholly got yet.
         if let Some(mut writer) = self.writer.try_lock() {
-            writer.flush(Instant::now()).map_err(lost)?;
+            writer.flush(Instant::now()).map_err(|e| self.lost(e))?;
         }
         Err(Error::Stalled)
+    }
+
+    /// Sends the rest of a request for whoever waits for its reply: no other request may come
+    /// to do it, and QEMU waits too.
+    fn complete(&self, slot: &Arc<Slot>, deadline: Instant) -> Result<(), Error> {
+        let Some(mut writer) = self.writer.try_lock_until(deadline) else {
+            return Ok(());
+        };
+        // Whoever sent a later one sent this rest first; the rest of that one is not waited for here.
+        if self.state.lock().is_newest(slot) {
+            writer.flush(deadline).map_err(|e| self.lost(e))?;
+        }
+        Ok(())
+    }
+
+    /// What a socket that takes nothing more means for a request.
+    fn lost(&self, error: io::Error) -> Error {
+        // When it was shut down here, the reason is known better.
+        let known = self.state.lock().closed.clone();
+        Error::Closed(known.unwrap_or_else(|| {
+            Arc::new(match error {
+                e if is_end(&e) => Closed::Eof,
+                e => Closed::Io(e.to_string()),
+            })
+        }))
     }
 
     /// Takes a request out of the order that was not sent. The caller holds the writer, so it
     /// is the newest.
     fn take_back(&self, slot: &Arc<Slot>) {
         let mut state = self.state.lock();
-        if state.owed.back().is_some_and(|last| Arc::ptr_eq(last, slot)) {
+        if state.is_newest(slot) {
             state.owed.pop_back();
         }
     }
@@ -277,14 +313,6 @@ impl Shared {
     }
 }
 
-/// What a socket that takes nothing more means for a request.
-fn lost(error: io::Error) -> Error {
-    Error::Closed(Arc::new(match error {
-        e if is_end(&e) => Closed::Eof,
-        e => Closed::Io(e.to_string()),
-    }))
-}
-
 /// A peer that ended, with or without having read all that we sent.
 fn is_end(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
@@ -319,5 +347,104 @@ fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn 
             Message::Greeting(_) => return Closed::Garbage("a second greeting".into()),
             Message::Garbage(what) => return Closed::Garbage(what),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+
+    const LARGE: usize = 1 << 20;
+    const GREETING: &[u8] =
+        b"{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":0},\"package\":\"\"},\"capabilities\":[]}}\n";
+
+    struct Deaf;
+
+    impl Listener for Deaf {
+        fn event(&self, _: Event) {}
+        fn closed(&self, _: &Arc<Closed>) {}
+    }
+
+    /// A connection, and the peer after the handshake.
+    fn connected(timeout: Duration) -> (Connection, UnixStream) {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let hello = thread::spawn(move || {
+            peer.write_all(GREETING).unwrap();
+            take(&mut peer, wire::command("qmp_capabilities").len());
+            peer.write_all(b"{\"return\":{}}\n").unwrap();
+            peer
+        });
+        let connection = Connection::open(&Address::Fd(ours.into_raw_fd()), timeout, Arc::new(Deaf)).unwrap();
+        (connection, hello.join().unwrap())
+    }
+
+    fn take(peer: &mut UnixStream, bytes: usize) {
+        peer.read_exact(&mut vec![0; bytes]).unwrap();
+    }
+
+    #[test]
+    fn whoever_waits_for_a_reply_sends_the_rest_of_the_request() {
+        for (step, pause) in [(LARGE, 200), (LARGE / 32, 10)] {
+            let (connection, mut peer) = connected(Duration::from_secs(20));
+            let pending = connection.try_send(&vec![b' '; LARGE]).unwrap();
+            assert!(pending.cut_off);
+            let answers = thread::spawn(move || {
+                for _ in 0..LARGE / step {
+                    thread::sleep(Duration::from_millis(pause));
+                    take(&mut peer, step);
+                }
+                peer.write_all(b"{\"return\":1}\n").unwrap();
+                peer
+            });
+            assert_eq!(pending.wait().unwrap().get(), "1");
+            answers.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_ends_the_wait_and_is_told_the_rest_later() {
+        let timeout = Duration::from_millis(300);
+        let (connection, mut peer) = connected(timeout);
+        let start = Instant::now();
+        let pending = connection.try_send(&vec![b' '; LARGE]).unwrap();
+        assert!(matches!(pending.wait(), Err(Error::Timeout(_))));
+        assert!(start.elapsed() >= timeout && start.elapsed() < 10 * timeout);
+        assert!(matches!(connection.send(b"{}"), Err(Error::Stalled)));
+        let answers = thread::spawn(move || {
+            take(&mut peer, LARGE);
+            peer.write_all(b"{\"return\":\"late\"}\n").unwrap();
+            take(&mut peer, 2);
+            peer.write_all(b"{\"return\":2}\n").unwrap();
+            peer
+        });
+        let pending = loop {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            match connection.send(b"{}") {
+                Err(Error::Stalled) => thread::sleep(Duration::from_millis(1)),
+                sent => break sent.unwrap(),
+            }
+        };
+        assert_eq!(pending.wait().unwrap().get(), "2");
+        answers.join().unwrap();
+    }
+
+    #[test]
+    fn a_reply_is_not_kept_from_its_waiter_by_the_rest_of_a_later_request() {
+        let (connection, mut peer) = connected(Duration::from_secs(20));
+        let start = Instant::now();
+        let first = connection.send(b"{}").unwrap();
+        let later = connection.try_send(&vec![b' '; LARGE]).unwrap();
+        peer.write_all(b"{\"return\":1}\n").unwrap();
+        assert_eq!(first.wait().unwrap().get(), "1");
+        let ends = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(peer);
+        });
+        assert!(matches!(later.wait(), Err(Error::Closed(_))));
+        assert!(start.elapsed() < Duration::from_secs(10));
+        ends.join().unwrap();
     }
 }
