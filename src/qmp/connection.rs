@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{debug, info};
 use parking_lot::Mutex;
 use socket2::Socket;
 
@@ -18,14 +17,9 @@ use super::error::{Closed, ConnectError, Error};
 use super::handshake::{Incoming, handshake};
 use super::lines::LineReader;
 use super::outgoing::Outgoing;
+use super::reader::{Listener, read_all};
 use super::slot::{Reply, Slot};
-use super::wire::{self, Event, Greeting, Message, printable};
-
-/// Called from the reader thread; must not wait for a reply.
-pub(super) trait Listener: Send + Sync + 'static {
-    fn event(&self, event: Event);
-    fn closed(&self, why: &Arc<Closed>);
-}
+use super::wire::{Greeting, printable};
 
 /// A connection to a monitor. Requests may be sent from several threads; QEMU answers them in
 /// the order in which they were written, and so a queue is all that is needed to match them.
@@ -34,7 +28,8 @@ pub struct Connection {
     greeting: Greeting,
 }
 
-struct Shared {
+/// What those who wait and the reader share.
+pub(super) struct Shared {
     socket: Arc<Socket>,
     writer: Mutex<Outgoing>,
     state: Mutex<State>,
@@ -260,12 +255,7 @@ impl Shared {
     fn lost(&self, error: io::Error) -> Error {
         // When it was shut down here, the reason is known better.
         let known = self.state.lock().closed.clone();
-        Error::Closed(known.unwrap_or_else(|| {
-            Arc::new(match error {
-                e if is_end(&e) => Closed::Eof,
-                e => Closed::Io(e.to_string()),
-            })
-        }))
+        Error::Closed(known.unwrap_or_else(|| Arc::new(error.into())))
     }
 
     /// Takes a request out of the order that was not sent. The caller holds the writer, so it
@@ -278,7 +268,7 @@ impl Shared {
     }
 
     /// Gives a reply to the oldest request that has none; false when there is none.
-    fn answer(&self, reply: Reply) -> bool {
+    pub(super) fn answer(&self, reply: Reply) -> bool {
         let Some(slot) = self.state.lock().owed.pop_front() else {
             return false;
         };
@@ -299,7 +289,8 @@ impl Shared {
         true
     }
 
-    fn close(&self, why: Closed) -> Arc<Closed> {
+    /// Ends the connection for everybody, and says why it ended: for the first reason given.
+    pub(super) fn close(&self, why: Closed) -> Arc<Closed> {
         let (why, owed) = {
             let mut state = self.state.lock();
             let why = state.closed.get_or_insert_with(|| Arc::new(why)).clone();
@@ -313,45 +304,9 @@ impl Shared {
     }
 }
 
-/// A peer that ended, with or without having read all that we sent.
-fn is_end(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
-}
-
-/// The reader thread: every line until the end of the connection.
-fn read_all(shared: &Shared, mut lines: LineReader<Incoming>, listener: &dyn Listener) {
-    let why = catch_unwind(AssertUnwindSafe(|| read_lines(shared, &mut lines, listener)))
-        .unwrap_or_else(|_| Closed::Internal("the reader panicked".into()));
-    let why = shared.close(why);
-    listener.closed(&why);
-}
-
-fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn Listener) -> Closed {
-    loop {
-        let line = match lines.next() {
-            Ok(Some(line)) => line,
-            Ok(None) => return Closed::Eof,
-            Err(e) if is_end(&e) => return Closed::Eof,
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => return Closed::Garbage(e.to_string()),
-            Err(e) => return Closed::Io(e.to_string()),
-        };
-        match wire::decode(line) {
-            Message::Reply(reply) => {
-                if !shared.answer(reply) {
-                    return Closed::Garbage("a reply that no request asked for".into());
-                }
-            }
-            Message::Event(event) => listener.event(event),
-            Message::BadEvent(what) => warn!("an event that cannot be decoded: {}", printable(&what)),
-            Message::Greeting(_) => return Closed::Garbage("a second greeting".into()),
-            Message::Garbage(what) => return Closed::Garbage(what),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::wire::{Event, command};
     use super::*;
     use std::io::{Read, Write};
     use std::os::fd::IntoRawFd;
@@ -373,7 +328,7 @@ mod tests {
         let (ours, mut peer) = UnixStream::pair().unwrap();
         let hello = thread::spawn(move || {
             peer.write_all(GREETING).unwrap();
-            take(&mut peer, wire::command("qmp_capabilities").len());
+            take(&mut peer, command("qmp_capabilities").len());
             peer.write_all(b"{\"return\":{}}\n").unwrap();
             peer
         });

@@ -53,6 +53,18 @@ impl Closed {
     }
 }
 
+impl From<io::Error> for Closed {
+    fn from(error: io::Error) -> Closed {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, UnexpectedEof};
+        match error.kind() {
+            // The peer ended, with or without having read all that we sent.
+            UnexpectedEof | ConnectionReset | BrokenPipe => Closed::Eof,
+            InvalidData => Closed::Garbage(error.to_string()),
+            _ => Closed::Io(error.to_string()),
+        }
+    }
+}
+
 /// Why no connection came about. The text names the address.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

@@ -11,6 +11,7 @@ mod handshake;
 mod lines;
 mod monitor;
 mod outgoing;
+mod reader;
 mod slot;
 mod wire;
 

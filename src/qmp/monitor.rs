@@ -11,8 +11,9 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::value::RawValue;
 
 use super::address::Address;
-use super::connection::{Connection, Listener, Pending};
+use super::connection::{Connection, Pending};
 use super::error::{Closed, ConnectError, Error};
+use super::reader::Listener;
 use super::wire::{Event, Greeting};
 
 /// What is done when an event comes: in the reader, before any later reply is given out, since

@@ -1,0 +1,47 @@
+//! The reading side of a connection: a thread that gives out what comes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use log::warn;
+
+use super::connection::Shared;
+use super::error::Closed;
+use super::handshake::Incoming;
+use super::lines::LineReader;
+use super::wire::{self, Event, Message, printable};
+
+/// Called from the reader thread; must not wait for a reply.
+pub(super) trait Listener: Send + Sync + 'static {
+    fn event(&self, event: Event);
+    fn closed(&self, why: &Arc<Closed>);
+}
+
+/// The reader thread: every line until the end of the connection.
+pub(super) fn read_all(shared: &Shared, mut lines: LineReader<Incoming>, listener: &dyn Listener) {
+    let why = catch_unwind(AssertUnwindSafe(|| read_lines(shared, &mut lines, listener)))
+        .unwrap_or_else(|_| Closed::Internal("the reader panicked".into()));
+    let why = shared.close(why);
+    listener.closed(&why);
+}
+
+fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn Listener) -> Closed {
+    loop {
+        let line = match lines.next() {
+            Ok(Some(line)) => line,
+            Ok(None) => return Closed::Eof,
+            Err(e) => return e.into(),
+        };
+        match wire::decode(line) {
+            Message::Reply(reply) => {
+                if !shared.answer(reply) {
+                    return Closed::Garbage("a reply that no request asked for".into());
+                }
+            }
+            Message::Event(event) => listener.event(event),
+            Message::BadEvent(what) => warn!("an event that cannot be decoded: {}", printable(&what)),
+            Message::Greeting(_) => return Closed::Garbage("a second greeting".into()),
+            Message::Garbage(what) => return Closed::Garbage(what),
+        }
+    }
+}
