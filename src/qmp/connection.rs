@@ -306,6 +306,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use super::super::handshake::tests::GREETING;
     use super::super::wire::{Event, command};
     use super::*;
     use std::io::{Read, Write};
@@ -313,8 +314,6 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     const LARGE: usize = 1 << 20;
-    const GREETING: &[u8] =
-        b"{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":0},\"package\":\"\"},\"capabilities\":[]}}\n";
 
     struct Deaf;
 

@@ -20,7 +20,11 @@ impl Read for Incoming {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Zero would mean no timeout at all.
+            // Not even what is there is read: a peer that never pauses would never be given up.
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // What the kernel rounds to zero would mean no timeout at all.
             self.socket
                 .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         }
@@ -73,6 +77,56 @@ pub(super) fn handshake(
             Message::Reply(Err(e)) => return Err(not_qmp(format!("it refused qmp_capabilities: {e}"))),
             Message::Event(_) | Message::BadEvent(_) => {}
             other => return Err(not_qmp(other.kind())),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    pub const GREETING: &[u8] =
+        b"{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":0},\"package\":\"\"},\"capabilities\":[]}}\n";
+
+    /// A handshake with a peer that says `first`, then `again` without end, up to 20 s.
+    fn flooded(first: &'static [u8], again: &'static [u8], pause: Duration) -> ConnectError {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let start = Instant::now();
+        let flood = thread::spawn(move || {
+            let mut sent = peer.write_all(first);
+            while sent.is_ok() && start.elapsed() < Duration::from_secs(20) {
+                thread::sleep(pause);
+                sent = peer.write_all(again);
+            }
+        });
+        let socket = Arc::new(Socket::from(OwnedFd::from(ours)));
+        let timeout = Duration::from_millis(300);
+        let mut lines = LineReader::new(Incoming {
+            socket: socket.clone(),
+            deadline: Some(start + timeout),
+        });
+        let outcome = handshake(&socket, &mut lines, "vm.sock", timeout);
+        let took = start.elapsed();
+        drop((socket, lines));
+        flood.join().unwrap();
+        assert!(took >= timeout && took < 20 * timeout, "{took:?}");
+        outcome.unwrap_err()
+    }
+
+    #[test]
+    fn a_peer_that_never_pauses_is_given_up_in_time() {
+        const MILLISECOND: Duration = Duration::from_millis(1);
+        for (first, again, pause) in [
+            (GREETING, b"{\"event\":\"X\"}\n".as_slice(), Duration::ZERO),
+            (GREETING, b" ", MILLISECOND / 5),
+            (b"", b" ", MILLISECOND / 5),
+        ] {
+            let error = flooded(first, again, pause);
+            assert!(matches!(error, ConnectError::NoGreeting { .. }), "{error}");
         }
     }
 }
