@@ -172,6 +172,15 @@ fn a_socket_that_does_not_speak_qmp() {
         &["odd.sock", "qmp_capabilities", "no such command"],
     );
     drop(refusing);
+    let silent = Scripted::start_raw(&path, format!("{}\n", script::GREETING).into_bytes(), |_, _| {
+        Action::Silence
+    });
+    fails(
+        &session,
+        "-o timeout=1 odd.sock mnt",
+        &["odd.sock", "greets", "within 1s"],
+    );
+    drop(silent);
 
     let human = format!(
         "unix:{},server=on,wait=off",
@@ -275,6 +284,10 @@ fn a_mount_point_that_is_none() {
     fails(&session, "vm.sock mnt/deeper", &[point, "mnt/deeper"]);
     fails(&session, "vm.sock file/deeper", &[point, "file/deeper"]);
     fails(&session, "vm.sock ''", &[point]);
+
+    // Two that mount at one place lock it; whoever else does must not keep them for ever.
+    let out = session.run("exec flock mnt qom-fuse vm.sock mnt");
+    assert!(out.status == 1 && out.stderr.contains("locked"), "{out}");
 
     session.run("qom-fuse vm.sock mnt").ok();
     for command in [

@@ -4,7 +4,7 @@
 //! ours or not, and whose mount(2) does not show the type `fuse.qom-fuse`.
 
 use std::ffi::CString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::mountinfo::{Line, mount_lines};
 use super::process::hide_monitor;
@@ -25,6 +27,9 @@ const DEVICE: &str = "/dev/fuse";
 /// The most that one request reads, in bytes. For each, the kernel pins as much of the reader's buffer, be it
 /// filled or not, and `grep` and `cat` come with 96 or 128 KiB for values of a few bytes.
 const MAX_READ: u32 = 16384;
+
+/// How long a mount point may be locked by others.
+const LOCK_WAITS: Duration = Duration::from_secs(5);
 
 /// How to mount.
 #[derive(Debug, Clone, Default)]
@@ -62,7 +67,7 @@ pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> 
     // taken away before the upper one. The lock is on the directory, and gone with this call.
     let place = fs::File::open(point);
     if let Ok(place) = &place {
-        place.lock()?;
+        lock(place)?;
     }
     if is_mount_of(point, &format!("fuse.{}", options.subtype)) {
         let why = "a QEMU is mounted there already (fusermount3 -u takes it away)";
@@ -83,6 +88,25 @@ pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> 
         point: line.point,
     };
     Ok((device, mounted))
+}
+
+/// Locks a mount point, which others hold only as long as it takes to mount, unless somebody else has
+/// locked it for his own ends (`flock mnt qom-fuse …`).
+fn lock(place: &fs::File) -> io::Result<()> {
+    let until = Instant::now() + LOCK_WAITS;
+    loop {
+        match place.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let why = "another program has locked the directory (see: lslocks)";
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
+            }
+        }
+    }
 }
 
 /// True when a filesystem of this type is mounted right there.

@@ -71,8 +71,19 @@ pub(super) fn handshake(
     };
     let mut ready = socket;
     io::Write::write_all(&mut ready, &wire::command("qmp_capabilities")).map_err(failed)?;
+    let hangs = || {
+        let why = format!("QEMU greets, but answers nothing within {timeout:?}: it hangs, or is stopped");
+        ConnectError::Io {
+            address: address.to_owned(),
+            source: io::Error::new(io::ErrorKind::TimedOut, why),
+        }
+    };
     loop {
-        match message()? {
+        let answer = message().map_err(|e| match e {
+            ConnectError::NoGreeting { .. } => hangs(),
+            other => other,
+        });
+        match answer? {
             Message::Reply(Ok(_)) => return Ok(greeting),
             Message::Reply(Err(e)) => return Err(not_qmp(format!("it refused qmp_capabilities: {e}"))),
             Message::Event(_) | Message::BadEvent(_) => {}
@@ -120,13 +131,18 @@ pub(super) mod tests {
     #[test]
     fn a_peer_that_never_pauses_is_given_up_in_time() {
         const MILLISECOND: Duration = Duration::from_millis(1);
-        for (first, again, pause) in [
-            (GREETING, b"{\"event\":\"X\"}\n".as_slice(), Duration::ZERO),
-            (GREETING, b" ", MILLISECOND / 5),
-            (b"", b" ", MILLISECOND / 5),
+        for (first, again, pause, words) in [
+            (
+                GREETING,
+                b"{\"event\":\"X\"}\n".as_slice(),
+                Duration::ZERO,
+                "hangs",
+            ),
+            (GREETING, b" ", MILLISECOND / 5, "hangs"),
+            (b"", b" ", MILLISECOND / 5, "no QMP greeting"),
         ] {
-            let error = flooded(first, again, pause);
-            assert!(matches!(error, ConnectError::NoGreeting { .. }), "{error}");
+            let error = flooded(first, again, pause).to_string();
+            assert!(error.contains(words), "{error}");
         }
     }
 }
