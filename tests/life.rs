@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
+use common::child::lstat;
 use common::mount::Launch;
 use common::proc::signal;
 use common::sh::{Background, quote, sh_start};
@@ -135,6 +136,33 @@ fn in_the_foreground_the_log_says_why_on_stderr() {
         mount.log()
     );
     assert_eq!(mount.stdout(), "");
+}
+
+/// A caller waits for the daemon in a directory, and the daemon for him: to take a name out of it.
+#[test]
+fn a_daemon_that_is_killed_while_it_waits_in_the_kernel() {
+    let tree = ScriptedTree::new().object("/d").object("/d/gone");
+    let server = tree.serve();
+    for foreground in [true, false] {
+        let mount = match foreground {
+            true => Mount::start_foreground(server.socket(), &["-o", "entry_timeout=0.2"]),
+            false => Mount::start(server.socket(), &["-o", "entry_timeout=0.2"]),
+        };
+        lstat(mount.join("d/gone")).expect("the kernel has it now");
+        std::thread::sleep(Duration::from_millis(300));
+        tree.hook("qom-list", "/d", "", Action::Silence);
+        server.reset();
+        let caller = sh_start(&format!("exec stat {}", quote(mount.join("d/other"))));
+        let asked = || server.requests().iter().any(|(_, args)| args["path"] == "/d");
+        assert!(wait_until(SOON, asked), "nobody waits");
+        server.send_raw(b"{\"event\": \"DEVICE_DELETED\", \"data\": {\"path\": \"/d/gone\"}}\r\n");
+        std::thread::sleep(Duration::from_millis(300));
+        mount.signal(libc::SIGKILL);
+        mount.wait_unmounted(SOON);
+        caller.finish(SOON).fails();
+        assert!(wait_until(SOON, || mount.pids().is_empty()), "still there");
+        tree.clear_hooks();
+    }
 }
 
 #[test]

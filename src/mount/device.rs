@@ -259,6 +259,25 @@ impl Mounted {
     /// # Errors
     /// Why it is still there.
     pub fn unmount(&self) -> io::Result<()> {
+        self.take_away(MntFlags::empty())
+    }
+
+    /// The same after the daemon died: cuts the connection first, for a thread of it may wait in the kernel
+    /// for a caller who waits for it. Who waits for an answer gets ECONNABORTED.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    pub fn unmount_dead(&self) -> io::Result<()> {
+        // For who is not root, if fusectl is mounted; its directories are named after the filesystem.
+        if let Some((_, minor)) = self.device.split_once(':')
+            && self.is_there()
+        {
+            let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+        }
+        self.take_away(MntFlags::MNT_FORCE)
+    }
+
+    fn take_away(&self, how: MntFlags) -> io::Result<()> {
         let lines = mount_lines()?;
         let Some(ours) = lines.iter().find(|line| self.is(line)) else {
             return Ok(());
@@ -270,7 +289,8 @@ impl Mounted {
         if self.unique.is_some() && self.unique != unique_id(&ours.point) {
             return Ok(());
         }
-        match nix::mount::umount2(&ours.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        let how = how | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        match nix::mount::umount2(&ours.point, how) {
             Ok(()) => Ok(()),
             Err(_) if !geteuid().is_root() => {
                 let done = hide_monitor(&mut Command::new("fusermount3"))

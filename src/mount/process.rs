@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -10,8 +10,12 @@ use std::path::PathBuf;
 use std::process::{Command, exit};
 
 use log::{error, info, warn};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork, pipe, setsid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pipe, setsid};
 
 use super::device::Mounted;
 use crate::cli::SOCKET_VARIABLES;
@@ -73,7 +77,7 @@ impl Readiness {
 fn pipe_cloexec() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe()?;
     for end in [&read, &write] {
-        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }
     Ok((read, write))
 }
@@ -115,6 +119,7 @@ pub struct Guard {
 /// When the system is out of processes or descriptors.
 pub fn start_guard(on_start: impl FnOnce()) -> io::Result<Guard> {
     let (read, write) = pipe_cloexec()?;
+    let parent = getpid();
     // SAFETY: there is no other thread yet, so the child may do anything.
     match unsafe { fork() }? {
         ForkResult::Parent { .. } => {
@@ -123,7 +128,7 @@ pub fn start_guard(on_start: impl FnOnce()) -> io::Result<Guard> {
         }
         ForkResult::Child => {
             drop(write);
-            stand_guard(File::from(read), on_start);
+            stand_guard(File::from(read), parent, on_start);
             exit(0);
         }
     }
@@ -148,7 +153,7 @@ impl Guard {
     }
 }
 
-fn stand_guard(mut pipe: File, on_start: impl FnOnce()) {
+fn stand_guard(mut pipe: File, parent: Pid, on_start: impl FnOnce()) {
     let own = pipe.as_raw_fd();
     // SAFETY: plain system calls on descriptors and signals of this process, which has one
     // thread. Whatever else was inherited must not be kept open here.
@@ -171,8 +176,7 @@ fn stand_guard(mut pipe: File, on_start: impl FnOnce()) {
     let _ = setsid();
     let _ = std::env::set_current_dir("/");
     let _ = release_stdio();
-    let mut message = Vec::new();
-    let _ = pipe.read_to_end(&mut message);
+    let message = hear(&mut pipe, parent);
     let mut parts = message.split(|b| *b == 0);
     let Some(mounted) = parts.next().and_then(parse_watch) else {
         return;
@@ -182,10 +186,48 @@ fn stand_guard(mut pipe: File, on_start: impl FnOnce()) {
         return;
     }
     on_start();
-    match mounted.unmount() {
+    match mounted.unmount_dead() {
         Ok(()) => info!("{}: its daemon died; unmounted", mounted.point.display()),
         Err(e) => error!("{}: its daemon died, and: {e}", mounted.point.display()),
     }
+}
+
+/// Everything that the daemon says until it ends, or its main thread does: a killed process keeps its end
+/// of the pipe for as long as one of its threads waits in the kernel.
+fn hear(pipe: &mut File, parent: Pid) -> Vec<u8> {
+    extern "C" fn interrupt(_: libc::c_int) {}
+
+    let mut message = Vec::new();
+    let handler = SigAction::new(SigHandler::Handler(interrupt), SaFlags::empty(), SigSet::empty());
+    let mut only = SigSet::empty();
+    only.add(Signal::SIGUSR1);
+    // It comes only while it is waited for, and then the wait ends with it.
+    let set = only.thread_block().and_then(|()| {
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGUSR1, &handler) }?;
+        set_pdeathsig(Signal::SIGUSR1)
+    });
+    if let Err(e) = set {
+        warn!("the end of the daemon may go unnoticed: {e}");
+    }
+    let mut buffer = [0; 4096];
+    while getppid() == parent {
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut fds, None, Some(SigSet::empty())) {
+            Ok(_) => match pipe.read(&mut buffer) {
+                Ok(0) | Err(_) => return message,
+                Ok(n) => message.extend(&buffer[..n]),
+            },
+            // Its main thread has ended.
+            Err(_) => break,
+        }
+    }
+    // What is in the pipe is still said; and it may have ended in good order just now.
+    let flags = FcntlArg::F_SETFL(OFlag::O_NONBLOCK);
+    if fcntl(&*pipe, flags).is_ok() {
+        let _ = pipe.read_to_end(&mut message);
+    }
+    message
 }
 
 /// Reads what [`Guard::watch`] wrote.
