@@ -14,6 +14,14 @@ impl ByName {
         self.0.get(&parent)?.get(file).copied()
     }
 
+    /// All inodes of a directory.
+    pub fn in_directory(&self, parent: Ino) -> impl Iterator<Item = Ino> {
+        self.0
+            .get(&parent)
+            .into_iter()
+            .flat_map(|names| names.values().copied())
+    }
+
     pub fn insert(&mut self, parent: Ino, file: Arc<str>, ino: Ino) {
         self.0.entry(parent).or_default().insert(file, ino);
     }

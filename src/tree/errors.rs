@@ -1,6 +1,6 @@
 //! QEMU's words for the last failure of each file, for `user.qom.error`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use super::inodes::Ino;
 use crate::qmp::escaped;
@@ -13,14 +13,17 @@ const MOST: usize = 1 << 20;
 /// The last failure of each inode that has one.
 #[derive(Default)]
 pub struct LastErrors {
-    texts: HashMap<Ino, String>,
-    /// In the order in which they were set; may name inodes that have none any more.
-    order: VecDeque<Ino>,
+    /// With the place in `order`.
+    texts: HashMap<Ino, (u64, String)>,
+    /// In the order in which they were set.
+    order: BTreeMap<u64, Ino>,
+    next: u64,
     bytes: usize,
 }
 
 impl LastErrors {
     pub fn set(&mut self, ino: Ino, words: &str) {
+        self.clear(ino);
         // People print these to a terminal.
         let words = escaped(words);
         let mut cut = words.len().min(LONGEST);
@@ -28,31 +31,25 @@ impl LastErrors {
             cut -= 1;
         }
         self.bytes += cut;
-        match self.texts.insert(ino, words[..cut].to_owned()) {
-            Some(old) => self.bytes -= old.len(),
-            None => self.order.push_back(ino),
-        }
+        self.texts.insert(ino, (self.next, words[..cut].to_owned()));
+        self.order.insert(self.next, ino);
+        self.next += 1;
         while (self.bytes > MOST || self.order.len() > MOST / 64)
-            && let Some(oldest) = self.order.pop_front()
+            && let Some((_, oldest)) = self.order.first_key_value()
         {
-            self.remove(oldest);
+            self.clear(*oldest);
         }
     }
 
     pub fn clear(&mut self, ino: Ino) {
-        if self.remove(ino) {
-            self.order.retain(|other| *other != ino);
+        if let Some((place, text)) = self.texts.remove(&ino) {
+            self.order.remove(&place);
+            self.bytes -= text.len();
         }
     }
 
-    fn remove(&mut self, ino: Ino) -> bool {
-        let old = self.texts.remove(&ino);
-        self.bytes -= old.as_ref().map_or(0, String::len);
-        old.is_some()
-    }
-
     pub fn get(&self, ino: Ino) -> Option<&str> {
-        self.texts.get(&ino).map(String::as_str)
+        self.texts.get(&ino).map(|(_, text)| text.as_str())
     }
 }
 
@@ -74,6 +71,8 @@ mod tests {
             errors.set(ino, "");
         }
         assert!(errors.order.len() <= MOST / 64);
+        errors.set(199_999, "again");
+        assert_eq!(errors.get(199_999), Some("again"));
         errors.clear(199_999);
         assert!(errors.get(199_999).is_none());
     }

@@ -158,12 +158,8 @@ impl Inodes {
         let likely = self.named(parent, &file_name(name)).filter(is_it);
         // Its file name may have been another's first.
         likely.or_else(|| {
-            let odd = is_odd(name);
-            if odd {
-                self.nodes.keys().copied().find(is_it)
-            } else {
-                None
-            }
+            let mut others = self.names.in_directory(parent).filter(|_| is_odd(name));
+            others.find(is_it)
         })
     }
 
