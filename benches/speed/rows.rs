@@ -139,25 +139,29 @@ pub fn large(effort: &Effort) -> Table {
     let grepped = (Count::of(&relay), machine.count_minimal(&reading));
     drop((mount, relay));
 
-    let (mut start, mut walked, mut after) = (0.0, 0.0, String::new());
+    let (mut start, mut walked, mut after) = (0.0_f64, 0.0_f64, Some(0.0_f64));
     let (mut finding, mut grepping) = (Times::default(), Times::default());
     for run in 1..=effort.runs {
         eprintln!("{} with 200 CPUs: run {run} of {}", machine.name, effort.runs);
         let mount = cold_mount(&socket);
-        start = resident(&mount);
         finding.ours.push(find(&mount).0.as_secs_f64());
+        drop(mount);
         finding.minimal.push(machine.time_minimal(&lists).as_secs_f64());
+        let mount = cold_mount(&socket);
+        start = start.max(resident(&mount));
         grepping.ours.push(grep(&mount).0.as_secs_f64());
-        walked = resident(&mount);
         grepping
             .minimal
             .push(machine.time_minimal(&reading).as_secs_f64());
-        after = match drop_inodes() {
-            Ok(()) => format!("{:.1} MiB", resident(&mount)),
-            Err(_) => "not measured, as this was not run by root".into(),
-        };
+        find(&mount);
+        walked = walked.max(resident(&mount));
+        let forgot = drop_inodes().ok();
+        after = after.zip(forgot).map(|(most, ())| most.max(resident(&mount)));
     }
     let per_property = median(&grepping.ours) / machine.properties() as f64 * 1e6;
+    let forgotten = after.map_or("not measured, as this was not run by root".into(), |after| {
+        format!("{after:.1} MiB")
+    });
     let notes = vec![
         format!(
             "`grep -r` took {per_property:.1} µs per property: what the kernel and the mount add to each weighs \
@@ -165,8 +169,9 @@ pub fn large(effort: &Effort) -> Table {
              folder again when it comes back to it."
         ),
         format!(
-            "Resident memory of the daemon: {start:.1} MiB at the start, {walked:.1} MiB after both walks; once the \
-             kernel has forgotten the inodes (`echo 2 > /proc/sys/vm/drop_caches`): {after}."
+            "Resident memory of the daemon, the most of all runs: {start:.1} MiB at the start, {walked:.1} MiB after \
+             both walks of one mount; once the kernel has forgotten the inodes (`echo 2 > \
+             /proc/sys/vm/drop_caches`): {forgotten}."
         ),
     ];
     let limit = |text: &str, met| Limit {
@@ -174,20 +179,28 @@ pub fn large(effort: &Effort) -> Table {
         met,
         ratio: None,
     };
+    let mut reading_limits = vec![
+        limit("≤ 100 µs per property", per_property <= 100.0),
+        limit("≤ 64 MiB resident after both", walked <= 64.0),
+    ];
+    reading_limits.extend(after.map(|after| limit("≤ 12 MiB once forgotten", after <= 12.0)));
     let rows = vec![
         Row {
             work: "find MNT, cold".into(),
-            limits: vec![finding.within(1.25)],
+            limits: vec![
+                finding.within(1.25),
+                // A walk that takes longer than entry_timeout lists a few again.
+                found
+                    .0
+                    .at_most(machine.objects() * 101 / 100, "≤ 1.01 requests per object"),
+            ],
             times: finding,
             ours: found.0,
             minimal: Some(found.1),
         },
         Row {
             work: "grep -r . MNT".into(),
-            limits: vec![
-                limit("≤ 100 µs per property", per_property <= 100.0),
-                limit("≤ 64 MiB resident after both", walked <= 64.0),
-            ],
+            limits: reading_limits,
             times: grepping,
             ours: grepped.0,
             minimal: Some(grepped.1),
