@@ -328,6 +328,41 @@ fn a_write_or_a_link_change_drops_its_listing_alone() {
     }
 }
 
+/// What a write takes away beside its own property is gone for the kernel too; what is still there stays as it was.
+#[test]
+fn a_write_that_removes_other_properties() {
+    let tree = ScriptedTree::new().object("/a").object("/a/b");
+    for name in ["x", "y", "z"] {
+        tree.prop("/a", name, "int", json!(1));
+    }
+    let (changing, mut answer) = (tree.clone(), tree.handler());
+    let server = Scripted::start(move |command, args| {
+        if command == "qom-set" {
+            changing.remove_prop("/a", "y");
+        }
+        answer(command, args)
+    });
+    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60"]);
+    for file in ["a/x", "a/y", "a/z", "a/b/type"] {
+        lstat(mount.join(file)).expect("the kernel has it now");
+    }
+    let script = "echo 2 > ../x; sleep 0.3; ls; cd -P . && /bin/pwd";
+    let out = sh_in(mount.join("a/b"), script);
+    let here = mount.join("a/b");
+    assert_eq!(out.ok().lines(), ["type", here.to_str().expect("a path")]);
+    let gone = || lstat(mount.join("a/y")).err() == Some(libc::ENOENT);
+    assert!(
+        wait_until(SECOND, gone),
+        "the kernel still has what a write removed"
+    );
+    assert!(lstat(mount.join("a/z")).is_ok());
+    // Reading what was written costs nothing beside its value.
+    server.reset();
+    sh_in(mount.path(), "for i in 1 2 3; do echo $i > a/x; cat a/x; done").ok();
+    assert_eq!(server.count("qom-get"), 3);
+    assert!(server.requests().len() <= 3 + 3 + 1, "{:?}", server.requests());
+}
+
 #[test]
 fn without_entry_timeout_everything_shows_at_once() {
     for which in Which::ALL {

@@ -80,6 +80,9 @@ impl Filesystem for Fuse {
         let most = max_write(config.capabilities());
         let _ = config.set_max_write(most);
         self.tree().set_max_value((most - PAGE) as usize);
+        let abi = config.kernel_abi();
+        // Linux 6.2. An older one would take the request for another.
+        self.tree().set_names_expire((abi.0, abi.1) >= (7, 38));
         Ok(())
     }
 

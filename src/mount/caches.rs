@@ -1,6 +1,9 @@
 //! The kernel's caches, and making it forget.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier};
@@ -8,28 +11,48 @@ use fuser::{INodeNo, Notifier};
 use super::{End, spawn};
 use crate::tree::{Ino, Kernel};
 
-/// Names that may wait to be forgotten.
-const NAMES: usize = 1024;
+/// Messages that may wait to be carried out.
+const WAITING: usize = 1024;
+
+/// What is to be forgotten in a directory.
+enum Forget {
+    /// The name, and what it stands for.
+    Gone(Ino, String),
+    /// For how long these names hold.
+    Expired(Ino, Vec<Arc<str>>),
+}
 
 /// Tells the kernel what it should no longer believe.
 pub struct KernelCaches {
     notifier: Notifier,
-    gone: SyncSender<(Ino, String)>,
+    names: SyncSender<Forget>,
 }
 
 impl KernelCaches {
+    /// `device` is the connection to the kernel.
+    ///
     /// # Errors
     /// When no thread can be started.
-    pub fn new(notifier: Notifier, ends: &Sender<End>) -> io::Result<KernelCaches> {
-        let (gone, names) = sync_channel::<(Ino, String)>(NAMES);
-        let carried_out = notifier.clone();
+    pub fn new(notifier: Notifier, device: OwnedFd, ends: &Sender<End>) -> io::Result<KernelCaches> {
+        let (names, waiting) = sync_channel::<Forget>(WAITING);
+        let (carried_out, mut device) = (notifier.clone(), File::from(device));
         // On a thread of its own: the kernel waits until nothing else happens in the directory.
         spawn("forgetter", ends, move || {
-            for (parent, file) in names {
-                let _ = carried_out.inval_entry(INodeNo(parent), file.as_ref());
+            for forget in waiting {
+                match forget {
+                    Forget::Gone(parent, file) => {
+                        let _ = carried_out.inval_entry(INodeNo(parent), file.as_ref());
+                    }
+                    Forget::Expired(parent, files) => {
+                        for file in files {
+                            // In one write, as the kernel wants it; it refuses a name that it does not have.
+                            let _ = device.write(&expiry(parent, &file));
+                        }
+                    }
+                }
             }
         })?;
-        Ok(KernelCaches { notifier, gone })
+        Ok(KernelCaches { notifier, names })
     }
 }
 
@@ -41,6 +64,30 @@ impl Kernel for KernelCaches {
 
     fn entry_gone(&self, parent: Ino, file: &str) {
         // If there are too many, the kernel forgets the rest when their time is up.
-        let _ = self.gone.try_send((parent, file.to_owned()));
+        let _ = self.names.try_send(Forget::Gone(parent, file.to_owned()));
     }
+
+    fn entries_expired(&self, parent: Ino, files: Vec<Arc<str>>) {
+        let _ = self.names.try_send(Forget::Expired(parent, files));
+    }
+}
+
+/// FUSE_NOTIFY_INVAL_ENTRY with FUSE_EXPIRE_ONLY, which fuser does not have. Without that flag, the kernel
+/// would throw out whole trees, and the working directories of processes with them.
+fn expiry(parent: Ino, file: &str) -> Vec<u8> {
+    const NOTIFY_INVAL_ENTRY: u32 = 3;
+    const EXPIRE_ONLY: u32 = 1;
+    let header = size_of::<[u32; 2]>() + size_of::<[u64; 2]>() + size_of::<[u32; 2]>();
+    let length = header + file.len() + 1;
+    let mut message = Vec::with_capacity(length);
+    message.extend((length as u32).to_ne_bytes());
+    message.extend(NOTIFY_INVAL_ENTRY.to_ne_bytes());
+    // A notification answers no request.
+    message.extend(0u64.to_ne_bytes());
+    message.extend(parent.to_ne_bytes());
+    message.extend((file.len() as u32).to_ne_bytes());
+    message.extend(EXPIRE_ONLY.to_ne_bytes());
+    message.extend(file.as_bytes());
+    message.push(0);
+    message
 }

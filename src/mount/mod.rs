@@ -291,8 +291,9 @@ fn start_session(
     fuser_config.n_threads = Some(THREADS);
     let fuse = Fuse::new(tree.clone(), device.try_clone()?);
     let pool = fuse.pool();
+    let notifications = device.try_clone()?;
     let session = Session::from_fd(fuse, device, acl, fuser_config)?;
-    let kernel = KernelCaches::new(session.notifier(), ends)?;
+    let kernel = KernelCaches::new(session.notifier(), notifications, ends)?;
     tree.set_kernel(Box::new(kernel));
     let over = ends.clone();
     spawn("fuse", ends, move || {

@@ -14,12 +14,10 @@ impl ByName {
         self.0.get(&parent)?.get(file).copied()
     }
 
-    /// All inodes of a directory.
-    pub fn in_directory(&self, parent: Ino) -> impl Iterator<Item = Ino> {
-        self.0
-            .get(&parent)
-            .into_iter()
-            .flat_map(|names| names.values().copied())
+    /// The names and inodes of a directory.
+    pub fn of_directory(&self, parent: Ino) -> impl Iterator<Item = (&Arc<str>, Ino)> {
+        let names = self.0.get(&parent).into_iter().flatten();
+        names.map(|(file, ino)| (file, *ino))
     }
 
     pub fn insert(&mut self, parent: Ino, file: Arc<str>, ino: Ino) {

@@ -238,7 +238,7 @@ impl Tree {
         // Even a refused or unanswered write may have changed something.
         self.ahead.wrote();
         file.pinned.lock().text = None;
-        self.listings.drop_one(parent);
+        self.written(parent, &entry.file);
         match outcome {
             Ok(()) => {
                 self.errors.lock().clear(file.ino);

@@ -1,6 +1,6 @@
 //! Inodes: numbered once per path, counted with the kernel, forgotten with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::by_name::ByName;
@@ -53,6 +53,8 @@ pub struct Inodes {
     weight: usize,
     /// The most nodes that there were since memory was given back.
     peak: usize,
+    /// Directories of which the kernel was given names to rely on since [`Inodes::relied_on`].
+    given: HashSet<Ino>,
 }
 
 /// Below this many nodes it is not worth while to give memory back before all are forgotten.
@@ -70,6 +72,7 @@ impl Default for Inodes {
             next: ROOT + 1,
             weight: 0,
             peak: 0,
+            given: HashSet::new(),
         }
     }
 }
@@ -129,6 +132,23 @@ impl Inodes {
         );
     }
 
+    /// The kernel was given names of a directory, to rely on for a while.
+    pub fn give(&mut self, directory: Ino) {
+        self.given.insert(directory);
+    }
+
+    /// The names of a directory that the kernel relies on, once: later ones are those given after this.
+    pub fn relied_on(&mut self, directory: Ino) -> Vec<Arc<str>> {
+        if self.given.remove(&directory) {
+            self.names
+                .of_directory(directory)
+                .map(|(file, _)| file.clone())
+                .collect()
+        } else {
+            Vec::new()
+        }
+    }
+
     /// A number for something that stands under no name in QEMU.
     pub fn unnamed(&mut self) -> Ino {
         self.reserve(1)
@@ -158,8 +178,8 @@ impl Inodes {
         let likely = self.named(parent, &file_name(name)).filter(is_it);
         // Its file name may have been another's first.
         likely.or_else(|| {
-            let mut others = self.names.in_directory(parent).filter(|_| is_odd(name));
-            others.find(is_it)
+            let others = self.names.of_directory(parent).filter(|_| is_odd(name));
+            others.map(|(_, ino)| ino).find(is_it)
         })
     }
 
@@ -264,6 +284,7 @@ impl Inodes {
             self.weight -= node.entry.weight();
             self.detach(ino);
             self.nodes.remove(&ino);
+            self.given.remove(&ino);
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children -= 1;
             }

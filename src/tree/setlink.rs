@@ -148,7 +148,7 @@ impl Tree {
         self.ahead.wrote();
         let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
         self.ahead.wrote();
-        self.listings.drop_one(parent);
+        self.written(parent, file);
         outcome.map_err(|e| Error::from_qom(&e, Doing::Write))?;
         // To the kernel, the link now is the inode that had the temporary name.
         self.inodes
