@@ -4,32 +4,10 @@ mod common;
 
 use std::time::Duration;
 
+use common::script::GREETING_NEW;
 use common::steps::{Doing, Seen, Step, act};
 use common::*;
 use serde_json::{Value, json};
-
-/// The greeting of a QEMU that should have `qom-list-get`.
-const NEW: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 10}, "package": ""}, "capabilities": []}}"#;
-
-/// A scripted QEMU 10.1 or later over a tree.
-fn serve_new(tree: &ScriptedTree, dir: &tempfile::TempDir) -> Scripted {
-    serve_slow(tree, dir, Duration::ZERO)
-}
-
-/// The same, which takes its time over each `qom-list-get`.
-fn serve_slow(tree: &ScriptedTree, dir: &tempfile::TempDir, time: Duration) -> Scripted {
-    let mut answer = tree.handler();
-    let greeting = format!("{NEW}\r\n").into_bytes();
-    Scripted::start_raw(
-        &dir.path().join("new.sock"),
-        greeting,
-        move |command, args| match command {
-            "qmp_capabilities" => Action::Return(json!({})),
-            "qom-list-get" => Action::Delay(time, Box::new(answer(command, args))),
-            _ => answer(command, args),
-        },
-    )
-}
 
 fn orchard() -> ScriptedTree {
     let tree = ScriptedTree::new();
@@ -62,8 +40,7 @@ fn batches(server: &Scripted) -> Vec<Vec<String>> {
 
 #[test]
 fn a_missing_command_is_remembered() {
-    let dir = tempfile::tempdir().expect("make a folder");
-    let server = serve_new(&orchard().with_list_get(false), &dir);
+    let server = Scripted::start_as(GREETING_NEW, orchard().with_list_get(false).handler());
     let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60"]);
     let mut tried = 0;
     for run in 1..=3 {
@@ -98,12 +75,7 @@ fn an_object_that_vanishes_during_a_walk_harms_no_other() {
         tree.remove("/c").prop("/", "c", "child<container>", json!("/c"));
         let mut shown = false;
         for _ in 0..TRIES {
-            let dir = tempfile::tempdir().expect("make a folder");
-            let server = if list_get {
-                serve_new(&tree, &dir)
-            } else {
-                tree.serve()
-            };
+            let server = tree.serve();
             let mount = Mount::start(server.socket(), &[]);
             let out = sh_in(mount.path(), "grep -r . | sort");
             let mut printed = out.lines();
@@ -130,8 +102,7 @@ fn values_too_large_to_be_held_for_many_are_exact_all_the_same() {
             tree.prop(object, "large", "string", json!(object.repeat(bytes / 2)));
         }
         let shown = (0..TRIES).any(|_| {
-            let dir = tempfile::tempdir().expect("make a folder");
-            let server = serve_new(&tree, &dir);
+            let server = tree.serve();
             let mount = Mount::start(server.socket(), &[]);
             let out = sh_in(mount.path(), "grep -rh . | tr -d '\\n' | wc -c");
             let small = "123".len() + "container".len();
@@ -176,8 +147,11 @@ fn an_object_that_takes_long_is_not_asked_for_again_and_again() {
     for n in 0..50 {
         tree.prop("/a", &format!("v{n}"), "int", json!(n));
     }
-    let dir = tempfile::tempdir().expect("make a folder");
-    let server = serve_slow(&tree, &dir, Duration::from_millis(150));
+    let mut answer = tree.handler();
+    let server = Scripted::start_as(GREETING_NEW, move |command, args| match command {
+        "qom-list-get" => Action::Delay(Duration::from_millis(150), Box::new(answer(command, args))),
+        _ => answer(command, args),
+    });
     let mount = Mount::start(server.socket(), &[]);
     let read = |n| Step::new(&mount.join(&format!("a/v{n}")), Doing::Read);
     let mut steps = vec![Step::new(&mount.join("a"), Doing::List)];

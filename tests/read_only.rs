@@ -107,6 +107,7 @@ fn nothing_but_reads_is_sent() {
             mount.unmount();
         }
         assert!(server.count("qom-get") > 0);
+        assert_eq!(server.count("qom-list-get") > 0, list_get);
         assert_eq!(tree.value("/o", "p").as_deref(), Some("\"kept\""));
         assert_eq!(tree.value("/o", "l").as_deref(), Some("\"/\""));
     }

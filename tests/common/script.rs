@@ -14,8 +14,11 @@ use tempfile::TempDir;
 use super::proc::wait_until;
 use super::server::{Server, Splitter, State};
 
-/// What QEMU says first.
+/// What QEMU says first: the last one without `qom-list-get`, which nobody tries with it.
 pub const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}"#;
+
+/// The same of the first one that has it.
+pub const GREETING_NEW: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 10}, "package": ""}, "capabilities": []}}"#;
 
 /// What to do with a request.
 #[derive(Clone, Debug)]
@@ -68,19 +71,34 @@ impl Scripted {
     /// `qmp_capabilities` are answered without it.
     #[track_caller]
     pub fn start(handler: impl FnMut(&str, &Value) -> Action + Send + 'static) -> Scripted {
+        Scripted::start_as(GREETING, handler)
+    }
+
+    /// The same with a greeting, by which the mount knows what to expect.
+    #[track_caller]
+    pub fn start_as(
+        greeting: &str,
+        handler: impl FnMut(&str, &Value) -> Action + Send + 'static,
+    ) -> Scripted {
         let dir = tempfile::tempdir().expect("make a folder for the scripted server");
-        let mut scripted = Scripted::start_at(&dir.path().join("script.sock"), handler);
+        let mut scripted = Scripted::greet_at(&dir.path().join("script.sock"), greeting, handler);
         scripted._dir = Some(dir);
         scripted
     }
 
     /// Starts one at a path.
     #[track_caller]
-    pub fn start_at(
+    pub fn start_at(path: &Path, handler: impl FnMut(&str, &Value) -> Action + Send + 'static) -> Scripted {
+        Scripted::greet_at(path, GREETING, handler)
+    }
+
+    #[track_caller]
+    fn greet_at(
         path: &Path,
+        greeting: &str,
         mut handler: impl FnMut(&str, &Value) -> Action + Send + 'static,
     ) -> Scripted {
-        let greeting = format!("{GREETING}\r\n").into_bytes();
+        let greeting = format!("{greeting}\r\n").into_bytes();
         Scripted::start_raw(path, greeting, move |command, args| match command {
             "qmp_capabilities" => Action::Return(json!({})),
             _ => handler(command, args),

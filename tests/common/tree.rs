@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use answers::{Hook, Inner, Object};
 
-use super::script::{Action, Scripted};
+use super::script::{Action, GREETING, GREETING_NEW, Scripted};
 
 /// A tree of objects, to be served by a [`Scripted`]. Clones share it, so a test can change it while it is served.
 #[derive(Clone, Default)]
@@ -115,7 +115,8 @@ impl ScriptedTree {
         self.clone()
     }
 
-    /// Whether `qom-list-get` exists; at first it does not, as before QEMU 10.1.
+    /// Whether `qom-list-get` exists, and the greeting of servers started from now on tells of it; at first it does
+    /// not, as before QEMU 10.1.
     pub fn with_list_get(&self, exists: bool) -> ScriptedTree {
         self.0.lock().list_get = exists;
         self.clone()
@@ -151,10 +152,19 @@ impl ScriptedTree {
         move |command, args| tree.0.lock().answer(command, args)
     }
 
-    /// Serves the tree.
+    /// What a QEMU says first that has `qom-list-get`, or has it not, as the tree does now.
+    pub fn greeting(&self) -> &'static str {
+        if self.0.lock().list_get {
+            GREETING_NEW
+        } else {
+            GREETING
+        }
+    }
+
+    /// Serves the tree, as a QEMU that has `qom-list-get` or not.
     #[track_caller]
     pub fn serve(&self) -> Scripted {
-        Scripted::start(self.handler())
+        Scripted::start_as(self.greeting(), self.handler())
     }
 
     fn add_hook(&self, command: &str, path: &str, prop: &str, action: Action, once: bool) -> ScriptedTree {
