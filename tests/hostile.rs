@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use common::hostile::{Watch, listing, log_is_clean, server, still_serves, valued};
 use common::sh::{quote, sh_deadline};
 use common::*;
 use parking_lot::Mutex;
@@ -16,114 +16,23 @@ use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(60);
-const MOST_KIB: u64 = 300 << 10;
 
 /// One at a time: each takes memory, here too.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Watches the memory of a process until it is dropped; the process may end meanwhile.
-struct Watch {
-    most: Arc<AtomicU64>,
-    done: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watch {
-    fn of(mount: &Mount) -> Watch {
-        let (most, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (seen, ended, pid) = (most.clone(), done.clone(), mount.pid());
-        let thread = thread::spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-                let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-                let peak = peak.and_then(|peak| peak.split_whitespace().next()?.parse().ok());
-                seen.fetch_max(peak.unwrap_or(0), Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(2));
-            }
-        });
-        Watch {
-            most,
-            done,
-            thread: Some(thread),
-        }
-    }
-
-    /// The most that it ever took is within bounds.
-    #[track_caller]
-    fn stayed_small(mut self, what: &str) {
-        thread::sleep(Duration::from_millis(20));
-        self.done.store(true, Ordering::Relaxed);
-        self.thread.take().map(JoinHandle::join);
-        let most = self.most.load(Ordering::Relaxed);
-        eprintln!("{what}: {} MiB", most >> 10);
-        assert!(most > 0 && most <= MOST_KIB, "{what}: {} MiB", most >> 10);
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A server with an object `/o` that has a property `good`; `odd` answers first, with None for what it leaves alone.
-#[track_caller]
-fn server(mut odd: impl FnMut(&str, &str, &str) -> Option<Action> + Send + 'static) -> Scripted {
-    let tree = ScriptedTree::new()
-        .object("/o")
-        .prop("/o", "good", "string", json!("good"));
-    let mut answer = tree.handler();
-    Scripted::start(move |command, args: &Value| {
-        let text = |key: &str| args[key].as_str().unwrap_or_default();
-        odd(command, text("path"), text("property")).unwrap_or_else(|| answer(command, args))
-    })
-}
-
-#[track_caller]
-fn still_serves(mount: &Mount) {
-    assert_eq!(
-        read_file(mount.join("o/good")).as_deref(),
-        Ok(b"good\n".as_slice()),
-        "{}",
-        mount.log()
-    );
-    log_is_clean(mount);
-    mount.unmount();
-    assert_eq!(mount.wait_exit(SOON).code(), Some(0), "{}", mount.log());
-}
-
-#[track_caller]
-fn log_is_clean(mount: &Mount) {
-    let log = mount.log();
-    let lines = log.lines().count();
-    assert!(lines < 2000, "{lines} lines");
-    assert!(
-        log.lines().all(|line| line.starts_with("qom-fuse: ")),
-        "{:.4000}",
-        log
-    );
-    let bad = |c: char| c != '\n' && (c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c));
-    assert!(!log.contains(bad), "{:.4000?}", log);
-    assert!(
-        !log.contains("panicked") && log.len() < 4 << 20,
-        "{} bytes: {:.4000}",
-        log.len(),
-        log
-    );
-}
-
-fn listing(count: usize, kind: &str) -> String {
-    let entry = |number| format!(r#"{{"name": "property-{number}", "type": "{kind}"}}"#);
-    format!("[{}]", (0..count).map(entry).collect::<Vec<_>>().join(","))
-}
-
 #[test]
 fn an_object_with_a_hundred_thousand_properties() {
     let _alone = ALONE.lock();
-    for kind in ["string", "link<x>", "child<x>"] {
-        let large = listing(100_000, kind);
-        let endless = listing(300_000, kind);
-        let server = server(move |command, path, name| match (command, path, name) {
+    for (kind, list_get) in ["string", "link<x>", "child<x>"]
+        .into_iter()
+        .flat_map(|kind| [(kind, false), (kind, true)])
+    {
+        let named = |number| format!(r#", "value": "property-{number}""#);
+        let large = listing(100_000, kind, |_| String::new());
+        let endless = listing(300_000, kind, |_| String::new());
+        let large_valued = valued(&listing(100_000, kind, named));
+        let endless_valued = valued(&listing(300_000, kind, named));
+        let server = server(list_get, move |command, path, name| match (command, path, name) {
             ("qom-list", "/o/many", _) => Some(Action::ReturnRaw(large.clone())),
             ("qom-list", "/o/more", _) => Some(Action::ReturnRaw(endless.clone())),
             ("qom-list", "/o", _) => Some(Action::Return(json!([
@@ -133,11 +42,22 @@ fn an_object_with_a_hundred_thousand_properties() {
             ]))),
             ("qom-list", path, _) if path.starts_with("/o/many/") => Some(Action::Return(json!([]))),
             ("qom-get", "/o/many", name) => Some(Action::Return(json!(name))),
+            ("qom-list-get", "/o/many", _) => Some(Action::ReturnRaw(large_valued.clone())),
+            ("qom-list-get", "/o/more", _) => Some(Action::ReturnRaw(endless_valued.clone())),
             _ => None,
         });
         let mount = Mount::start_foreground(server.socket(), &["-o", "entry_timeout=60"]);
         let watch = Watch::of(&mount);
         let point = quote(mount.path());
+        // The shell lists and reads in one process: the new QEMU is asked for the values with the listing.
+        let out = sh_deadline(
+            &format!(
+                "cd {point}/o; for o in many more; do : *; read -r x < good; set -- $o/*; echo $#; done"
+            ),
+            LONG,
+        );
+        assert_eq!(out.ok().lines(), ["100000", "1"], "{kind}");
+        assert_eq!(server.count("qom-list-get") > 1, list_get, "{kind}");
         let out = sh_deadline(&format!("ls -f {point}/o/many | wc -l"), LONG);
         assert_eq!(out.ok().text(), "100002", "{kind}");
         let out = sh_deadline(
@@ -146,10 +66,8 @@ fn an_object_with_a_hundred_thousand_properties() {
         );
         assert!(out.ok().text().contains("100000") || kind == "child<x>", "{out}");
         if kind == "string" {
-            assert_eq!(
-                read_file(mount.join("o/many/property-99999")).as_deref(),
-                Ok(b"property-99999\n".as_slice())
-            );
+            let out = sh_deadline(&format!("cd {point}/o/many; cat property-{{7,8,99999}}"), LONG);
+            assert_eq!(out.ok().lines(), ["property-7", "property-8", "property-99999"]);
         }
         sh_deadline(&format!("ls -f {point}/o/more"), LONG).fails(); // more than an object may have
         assert_eq!(
@@ -157,7 +75,7 @@ fn an_object_with_a_hundred_thousand_properties() {
             Ok(()),
             "{kind}"
         );
-        watch.stayed_small(&format!("100,000 properties {kind}"));
+        watch.stayed_small(&format!("100,000 properties {kind}, list_get={list_get}"));
         still_serves(&mount);
     }
 }
@@ -166,7 +84,7 @@ fn an_object_with_a_hundred_thousand_properties() {
 fn ten_thousand_levels() {
     let _alone = ALONE.lock();
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-    let server = server(move |command, path, name| match (command, path, name) {
+    let server = server(false, move |command, path, name| match (command, path, name) {
         ("qom-list", path, _) if path.starts_with("/down") => Some(Action::Return(json!([
             { "name": "good", "type": "string" },
             { "name": "o", "type": "child<x>" },
@@ -216,7 +134,7 @@ fn lines_without_an_end() {
     for start in starts {
         let endless = vec![if start.ends_with(b"[") { b'[' } else { b'x' }; 80 << 20];
         let bytes = [start, endless.as_slice()].concat();
-        let server = server(move |command, _, name| {
+        let server = server(false, move |command, _, name| {
             (command == "qom-get" && name == "good").then(|| Action::Raw(bytes.clone()))
         });
         let mount = Mount::start_foreground(server.socket(), &[]);
@@ -238,11 +156,15 @@ fn floods_of_events() {
         |_| json!({ "event": "DEVICE_DELETED", "data": { "path": "/o" } }),
         |_| json!({ "event": "DEVICE_DELETED\n\u{1b}[2J", "data": "x".repeat(1000) }),
     ];
-    for (number, event) in events.into_iter().enumerate() {
+    for (number, event, list_get) in events
+        .into_iter()
+        .enumerate()
+        .flat_map(|(number, event)| [(number, event, false), (number, event, true)])
+    {
         let flood: String = (0..100_000)
             .map(|number| format!("{}\r\n", event(number)))
             .collect();
-        let server = server(|_, _, _| None);
+        let server = server(list_get, |_, _, _| None);
         let mount = Mount::start_foreground(server.socket(), &[]);
         let watch = Watch::of(&mount);
         sh(&format!("ls -R {}", quote(mount.path()))).ok();
@@ -255,11 +177,16 @@ fn floods_of_events() {
                 let gone = number == 2 && read == Err(libc::ENOENT);
                 assert!(gone || read.as_deref() == Ok(b"good\n".as_slice()), "{read:?}");
                 assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+                // One process, for which the new QEMU is asked for the whole object.
+                let out = sh_in(mount.path(), "cat o/good o/type o/good");
+                let gone = number == 2 && out.stderr.contains("No such file");
+                assert!(gone || out.ok().lines() == ["good", "container", "good"], "{out}");
             }
         });
         assert!(wait_until(SOON, || read_file(mount.join("o/good")).is_ok()));
         thread::sleep(Duration::from_millis(500));
-        watch.stayed_small(&format!("events of kind {number}"));
+        assert_eq!(server.count("qom-list-get") > 0, list_get, "{number}");
+        watch.stayed_small(&format!("events of kind {number}, list_get={list_get}"));
         still_serves(&mount);
     }
 }
@@ -270,7 +197,7 @@ fn events_that_cannot_be_decoded_and_errors_with_control_characters() {
     let evil = "\u{1b}[2J\r\nqom-fuse: error: forged\u{202e}\u{9b}".repeat(2000);
     let text = json!({ "class": "GenericError", "desc": evil }).to_string();
     let reply = format!("{{\"error\": {text}}}\r\n");
-    let server = server(move |command, _, name| {
+    let server = server(false, move |command, _, name| {
         (command == "qom-get" && name != "good").then(|| Action::Raw(reply.clone().into_bytes()))
     });
     let mount = Mount::start_foreground(server.socket(), &[]);
@@ -305,43 +232,56 @@ fn events_that_cannot_be_decoded_and_errors_with_control_characters() {
 fn values_of_sixty_mebibytes_at_once() {
     let _alone = ALONE.lock();
     const LENGTH: usize = 60 << 20;
-    let large: Arc<str> = format!("{{\"return\": \"{}\"}}\r\n", "x".repeat(LENGTH)).into();
-    let server = server(move |command, _, name| {
-        (command == "qom-get" && name == "type").then(|| Action::Raw(large.as_bytes().to_vec()))
-    });
-    let mount = Mount::start_foreground(server.socket(), &["-o", "timeout=30"]);
-    let watch = Watch::of(&mount);
-    let script = format!(
-        "cd {}/o; for i in {{1..10}}; do cat type 2>&1 | wc -c & done; wait",
-        quote(mount.path())
-    );
-    let out = sh_deadline(&script, LONG);
-    let whole = out
-        .lines()
-        .iter()
-        .filter(|line| **line == (LENGTH + 1).to_string())
-        .count();
-    assert!(whole >= 1 && out.lines().len() == 10, "{out}");
-    // The others were told at open, so there is nothing but the message.
-    let partial = out
-        .lines()
-        .iter()
-        .filter(|line| (1000..=LENGTH).contains(&line.parse().expect("a number")))
-        .count();
-    assert_eq!(partial, 0, "{out}");
-    let held: Vec<_> = (0..5)
-        .map(|_| Held::open(mount.join("o/type"), libc::O_RDONLY))
-        .collect();
-    for held in &held {
-        match held {
-            Ok(held) => assert_eq!(held.size(), Ok(LENGTH + 1)),
-            Err(errno) => assert_eq!(*errno, libc::ENOMEM),
+    for list_get in [false, true] {
+        let text = format!("\"{}\"", "x".repeat(LENGTH));
+        let large: Arc<str> = format!("{{\"return\": {text}}}\r\n").into();
+        let object: Arc<str> = valued(&format!(
+            r#"[{{"name": "type", "type": "string", "value": {text}}},{{"name": "good", "type": "string", "value": "good"}}]"#
+        ))
+        .into();
+        drop(text);
+        let server = server(list_get, move |command, path, name| match (command, path, name) {
+            ("qom-get", _, "type") => Some(Action::Raw(large.as_bytes().to_vec())),
+            ("qom-list-get", "/o", _) => Some(Action::ReturnRaw(object.to_string())),
+            _ => None,
+        });
+        let mount = Mount::start_foreground(server.socket(), &["-o", "timeout=30"]);
+        let watch = Watch::of(&mount);
+        // The second one that a process reads: the new QEMU is asked for the whole object.
+        let small = "good\n".len();
+        let script = format!(
+            "cd {}/o; for i in {{1..10}}; do cat good type 2>&1 | wc -c & done; wait",
+            quote(mount.path())
+        );
+        let out = sh_deadline(&script, LONG);
+        let whole = out
+            .lines()
+            .iter()
+            .filter(|line| **line == (small + LENGTH + 1).to_string())
+            .count();
+        assert!(whole >= 1 && out.lines().len() == 10, "{out}");
+        // The others were told at open, so there is nothing but the message.
+        let partial = out
+            .lines()
+            .iter()
+            .filter(|line| (1000..=LENGTH).contains(&line.parse().expect("a number")))
+            .count();
+        assert_eq!(partial, 0, "{out}");
+        assert_eq!(server.count("qom-list-get") > 0, list_get);
+        let held: Vec<_> = (0..5)
+            .map(|_| Held::open(mount.join("o/type"), libc::O_RDONLY))
+            .collect();
+        for held in &held {
+            match held {
+                Ok(held) => assert_eq!(held.size(), Ok(LENGTH + 1)),
+                Err(errno) => assert_eq!(*errno, libc::ENOMEM),
+            }
         }
+        assert!(held.iter().any(Result::is_ok) && held.iter().any(Result::is_err));
+        drop(held);
+        watch.stayed_small(&format!("values of 60 MiB, list_get={list_get}"));
+        still_serves(&mount);
     }
-    assert!(held.iter().any(Result::is_ok) && held.iter().any(Result::is_err));
-    drop(held);
-    watch.stayed_small("values of 60 MiB");
-    still_serves(&mount);
 }
 
 #[test]
@@ -350,12 +290,14 @@ fn descriptions_without_end() {
     let evil = "\u{1b}]0;x\u{7}".repeat(10_000);
     let types = Arc::new(AtomicU64::new(0));
     let described = types.clone();
-    let server = server(move |command, path, _| match (command, path) {
-        ("qom-list", "/o") => Some(Action::ReturnRaw(listing(300, "string").replacen(
-            '[',
-            r#"[{"name": "good", "type": "string"},"#,
-            1,
-        ))),
+    let server = server(false, move |command, path, _| match (command, path) {
+        ("qom-list", "/o") => Some(Action::ReturnRaw(
+            listing(300, "string", |_| String::new()).replacen(
+                '[',
+                r#"[{"name": "good", "type": "string"},"#,
+                1,
+            ),
+        )),
         ("qom-list-properties", _) => {
             described.fetch_add(1, Ordering::Relaxed);
             let property =

@@ -9,6 +9,7 @@
 pub mod bulk;
 pub mod child;
 pub mod held;
+pub mod hostile;
 pub mod mirror;
 pub mod mount;
 pub mod mountinfo;
