@@ -151,6 +151,11 @@ fn a_relay_counts_and_delays() {
         through.list("/");
         assert!(start.elapsed() >= SECOND / 5);
         relay.set_delay(Duration::ZERO);
+        relay.set_reply_delay(SECOND / 5);
+        through.list("/");
+        assert!(start.elapsed() >= SECOND * 2 / 5);
+        relay.set_reply_delay(Duration::ZERO);
+        assert_eq!((relay.most_in_flight(), relay.overlapping()), (1, Vec::new()));
         relay.reset();
     }
     let through = Truth::connect(relay.socket()).expect("connect through the relay");

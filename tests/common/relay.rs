@@ -1,6 +1,7 @@
-//! A relay between mount and QEMU, which counts what the mount asks.
+//! A relay between mount and QEMU, which records what the mount asks, and what it asks before it has an answer.
 
-use std::io::{Read, Write};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -24,9 +25,26 @@ struct Record {
     requests: Vec<String>,
     sent: u64,
     received: u64,
-    in_flight: usize,
+    /// Requests without a reply, oldest first: QEMU answers in order.
+    in_flight: VecDeque<String>,
     most_in_flight: usize,
+    overlapping: Vec<(String, String)>,
     delay: Duration,
+    reply_delay: Duration,
+}
+
+impl Record {
+    fn asked(&mut self, request: &[u8]) {
+        let request = String::from_utf8_lossy(request).into_owned();
+        let pairs = self
+            .in_flight
+            .iter()
+            .map(|before| (before.clone(), request.clone()));
+        self.overlapping.extend(pairs);
+        self.in_flight.push_back(request.clone());
+        self.most_in_flight = self.most_in_flight.max(self.in_flight.len());
+        self.requests.push(request);
+    }
 }
 
 impl Relay {
@@ -40,9 +58,10 @@ impl Relay {
                 return;
             };
             state.track(&server);
+            shared.lock().in_flight.clear(); // the client before may have left some
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    replies(&server, &client, &shared);
+                    replies(&server, &client, &shared, state);
                     client.shutdown(Shutdown::Both).ok(); // fails only if the client has gone
                 });
                 requests(&client, &server, &shared, state);
@@ -77,9 +96,14 @@ impl Relay {
         (record.sent, record.received)
     }
 
-    /// How many requests without a reply there were at once, at most. It counts lines, so events spoil it.
+    /// How many requests without a reply there were at once, at most.
     pub fn most_in_flight(&self) -> usize {
         self.record.lock().most_in_flight
+    }
+
+    /// All pairs of requests so far of which the second was sent before the reply to the first was passed on.
+    pub fn overlapping(&self) -> Vec<(String, String)> {
+        self.record.lock().overlapping.clone()
     }
 
     /// Forgets all requests and bytes so far.
@@ -87,12 +111,18 @@ impl Relay {
         let mut record = self.record.lock();
         record.requests.clear();
         (record.sent, record.received) = (0, 0);
-        record.most_in_flight = record.in_flight;
+        record.overlapping.clear();
+        record.most_in_flight = record.in_flight.len();
     }
 
     /// From now on, holds each request back for a while before it is passed on.
     pub fn set_delay(&self, delay: Duration) {
         self.record.lock().delay = delay;
+    }
+
+    /// From now on, holds each reply and event back for a while, as a slower QEMU would; requests pass meanwhile.
+    pub fn set_reply_delay(&self, delay: Duration) {
+        self.record.lock().reply_delay = delay;
     }
 
     /// How many clients have connected so far.
@@ -115,13 +145,7 @@ fn requests(mut client: &UnixStream, mut server: &UnixStream, record: &Mutex<Rec
         let delay = {
             let mut record = record.lock(); // before anything is passed on: a reply in hand is a request recorded
             record.sent += length as u64;
-            record.in_flight += messages.len();
-            record.most_in_flight = record.most_in_flight.max(record.in_flight);
-            record.requests.extend(
-                messages
-                    .iter()
-                    .map(|message| String::from_utf8_lossy(message).into_owned()),
-            );
+            messages.iter().for_each(|message| record.asked(message));
             record.delay
         };
         for message in messages {
@@ -132,17 +156,32 @@ fn requests(mut client: &UnixStream, mut server: &UnixStream, record: &Mutex<Rec
     }
 }
 
-fn replies(mut server: &UnixStream, mut client: &UnixStream, record: &Mutex<Record>) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(length @ 1..) = server.read(&mut buffer) {
-        let replies = buffer[..length].iter().filter(|byte| **byte == b'\n').count();
-        {
-            let mut record = record.lock();
-            record.received += length as u64;
-            record.in_flight = record.in_flight.saturating_sub(replies); // the greeting answers nothing
-        }
-        if client.write_all(&buffer[..length]).is_err() {
+/// Passes on what QEMU says, line by line.
+fn replies(server: &UnixStream, mut client: &UnixStream, record: &Mutex<Record>, state: &State) {
+    let mut server = BufReader::with_capacity(64 * 1024, server);
+    let mut line = Vec::new();
+    while let Ok(length @ 1..) = server.read_until(b'\n', &mut line) {
+        let delay = record.lock().reply_delay;
+        if !delay.is_zero() && !state.pause(delay) {
             return;
         }
+        {
+            let mut record = record.lock(); // before it is passed on: what the client sends then is sent after it
+            record.received += length as u64;
+            if is_reply(&line) {
+                record.in_flight.pop_front();
+            }
+        }
+        if client.write_all(&line).is_err() {
+            return;
+        }
+        line.clear();
     }
+}
+
+/// Whether a line answers a request, by its beginning: QEMU begins others with `{"QMP"` and `{"timestamp"`.
+fn is_reply(line: &[u8]) -> bool {
+    [br#"{"return""#.as_slice(), br#"{"error""#]
+        .iter()
+        .any(|start| line.starts_with(start))
 }
