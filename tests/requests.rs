@@ -6,110 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::qemu::Qemu;
-use common::sh::{quote, sh_start};
+use common::rig::{Asked, PAUSE, evaluations, get, list, values};
+use common::sh::sh_start;
 use common::steps::{Doing, Step, act};
 use common::truth::Object;
 use common::*;
-use serde_json::Value;
-
-/// How long nothing must happen for the daemon to take what follows for something new (design §5).
-const PAUSE: Duration = Duration::from_millis(250);
-
-/// A mount whose requests pass a relay. Listings hold for longer than any test takes, unless a test says otherwise.
-struct Rig {
-    mount: Mount, // first, so that it is unmounted before what it is of goes
-    relay: Relay,
-    qemu: Qemu,
-}
-
-/// One request, unpacked.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Asked {
-    command: String,
-    paths: Vec<String>,
-    property: String,
-}
-
-impl Rig {
-    #[track_caller]
-    fn new(which: Which, machine: &[&str], options: &[&str]) -> Rig {
-        let qemu = Qemu::start(which, "q35", machine);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &[&["-o", "entry_timeout=60"], options].concat());
-        Rig { mount, relay, qemu }
-    }
-
-    fn at(&self, below: &str) -> String {
-        quote(self.mount.join(below))
-    }
-
-    /// Everything asked since the last [`Relay::reset`], the handshake left out.
-    #[track_caller]
-    fn asked(&self) -> Vec<Asked> {
-        sleep(PAUSE / 2); // what was asked ahead in vain is on its way too
-        unpack(&self.relay.requests())
-    }
-
-    /// What a command asks, after a pause.
-    #[track_caller]
-    fn asked_by(&self, command: &str) -> Vec<Asked> {
-        sleep(PAUSE);
-        self.relay.reset();
-        sh(command);
-        self.asked()
-    }
-}
-
-#[track_caller]
-fn unpack(requests: &[String]) -> Vec<Asked> {
-    let asked = requests.iter().map(|request| {
-        let request: Value = serde_json::from_str(request).expect("a request in JSON");
-        let arguments = &request["arguments"];
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let paths = arguments["paths"].as_array();
-        Asked {
-            command: text(&request["execute"]),
-            paths: paths.map_or_else(
-                || vec![text(&arguments["path"])],
-                |paths| paths.iter().map(text).collect(),
-            ),
-            property: text(&arguments["property"]),
-        }
-    });
-    asked
-        .filter(|asked| asked.command != "qmp_capabilities")
-        .collect()
-}
-
-fn list(path: &str) -> Asked {
-    Asked {
-        command: "qom-list".into(),
-        paths: vec![path.into()],
-        property: String::new(),
-    }
-}
-
-fn get(path: &str, property: &str) -> Asked {
-    Asked {
-        command: "qom-get".into(),
-        paths: vec![path.into()],
-        property: property.into(),
-    }
-}
-
-/// The requests that evaluate a value.
-fn evaluations(asked: &[Asked]) -> Vec<&Asked> {
-    asked.iter().filter(|asked| asked.command != "qom-list").collect()
-}
-
-fn values(object: &Object) -> impl Iterator<Item = &str> {
-    let plain = object
-        .props
-        .iter()
-        .filter(|prop| !prop.is_child() && !prop.is_link());
-    plain.map(|prop| &*prop.name)
-}
 
 #[test]
 fn find_asks_for_each_listing_once_and_for_nothing_else() {
@@ -338,44 +239,6 @@ fn walks_beside_each_other_keep_what_was_asked_for_each() {
         evaluated <= 2 * 3 * objects,
         "{objects} objects, but {evaluated} evaluations for three walks"
     );
-}
-
-#[test]
-fn without_readahead_each_request_waits_for_the_one_before() {
-    for which in Which::ALL {
-        let rig = Rig::new(which, &[], &["-o", "no_readahead"]);
-        rig.relay.reset();
-        sh(&format!(
-            "find {0} >/dev/null; grep -rs . {0}/machine/q35 >&2",
-            rig.at("")
-        ));
-        let asked = rig.asked();
-        let mut commands: Vec<_> = asked.iter().map(|asked| &*asked.command).collect();
-        commands.sort_unstable();
-        commands.dedup();
-        assert_eq!(commands, ["qom-get", "qom-list"], "{which:?}");
-        assert_eq!(rig.relay.most_in_flight(), 1, "{which:?}");
-        let gets = asked.iter().filter(|asked| asked.command == "qom-get").count();
-        let objects = rig.qemu.truth().walk();
-        let below = objects
-            .iter()
-            .filter(|object| object.path == "/machine/q35" || object.path.starts_with("/machine/q35/"));
-        assert_eq!(
-            gets,
-            below.map(|object| values(object).count()).sum::<usize>(),
-            "{which:?}"
-        );
-        assert_eq!(asked.len() - gets, objects.len(), "{which:?}");
-    }
-}
-
-#[test]
-fn the_next_value_is_asked_for_before_this_one_came() {
-    let rig = Rig::new(Which::Old, &[], &[]);
-    rig.relay.reset();
-    sh(&format!("grep -rs . {0}/machine/q35 >&2", rig.at("")));
-    let most = rig.relay.most_in_flight();
-    assert!((2..=3).contains(&most), "{most} requests at once");
 }
 
 #[test]
