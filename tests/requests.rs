@@ -84,11 +84,58 @@ fn links_of(object: Object) -> Vec<(String, String)> {
 }
 
 #[test]
+fn one_ls_asks_for_the_listings_on_its_way_and_none_ahead() {
+    for which in Which::ALL {
+        let rig = Rig::new(which, &[], &[]);
+        let (folder, sibling) = ("machine/unattached", "machine/q35");
+        sh(&format!("ls {}", rig.at(folder))).ok();
+        let way = [list("/"), list("/machine"), list("/machine/unattached")];
+        assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
+        let again = format!("for i in 1 2 3 4 5; do ls {}; done", rig.at(folder));
+        assert_eq!(rig.asked_by(&again), [], "{which:?}: {again}");
+        let ls = format!("ls -U {}", rig.at(sibling));
+        assert_eq!(rig.asked_by(&ls), [list("/machine/q35")], "{which:?}: {ls}");
+    }
+}
+
+#[test]
+fn one_ls_again_and_again_is_no_walk() {
+    for which in Which::ALL {
+        let rig = Rig::new(which, &[], &["-o", "entry_timeout=0.02"]);
+        let folder = rig.at("machine/unattached");
+        let list_once = |_| {
+            let folder = rig.mount.join("machine/unattached");
+            let pause = Step::new(&folder, Doing::Pause(Duration::from_millis(30)));
+            [Step::new(&folder, Doing::List), pause]
+        };
+        let in_one_process: Vec<Step> = (0..5).flat_map(list_once).collect();
+        let of_many = format!("for i in 1 2 3 4 5; do ls {folder}; sleep 0.03; done");
+        let inside = format!("cd {folder}; {of_many}");
+        for work in [None, Some(&of_many), Some(&inside)] {
+            sleep(PAUSE);
+            rig.relay.reset();
+            match work {
+                Some(command) => _ = sh(command),
+                None => _ = act(&in_one_process),
+            }
+            let asked = rig.asked();
+            let listed = |path: &str| asked.iter().filter(|asked| **asked == list(path)).count();
+            let itself = listed("/machine/unattached");
+            assert_eq!(itself, 5, "{which:?}, {work:?}: {asked:?}");
+            let way = itself + listed("/") + listed("/machine"); // which expire too
+            assert_eq!(way, asked.len(), "{which:?}, {work:?}: {asked:?}");
+        }
+    }
+}
+
+#[test]
 fn one_cat_reads_one_value() {
     for which in Which::ALL {
         let rig = Rig::new(which, &[], &[]);
-        sh(&format!("ls {0} {0}/machine", rig.at(""))).ok();
         let file = rig.at("machine/type");
+        sh(&format!("cat {file}")).ok();
+        let way = [list("/"), list("/machine"), get("/machine", "type")];
+        assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
         assert_eq!(
             rig.asked_by(&format!("cat {file}")),
             [get("/machine", "type")],
