@@ -1,6 +1,7 @@
 //! Walks through a mount, one process each, with the time of each read and write.
 
 use std::ffi::CString;
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -17,17 +18,19 @@ pub struct Step {
 pub enum Doing {
     List,
     Read,
+    Stat,
     Write(Vec<u8>),
     Pause(Duration),
 }
 
-/// What came of a step that read or wrote; times are nanoseconds of the monotonic clock.
+/// What came of a step that read, wrote or asked for the size; times are nanoseconds of the monotonic clock.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Seen {
     pub step: usize,
     pub start: u64,
     pub end: u64,
+    pub size: u64,
     pub text: [u8; 40],
 }
 
@@ -59,6 +62,7 @@ pub fn act(steps: &[Step]) -> Vec<Seen> {
                 step,
                 start: now(),
                 end: 0,
+                size: 0,
                 text: [0; 40],
             };
             let open = |flags| check(unsafe { libc::open(path.as_ptr(), flags) } as isize);
@@ -66,6 +70,15 @@ pub fn act(steps: &[Step]) -> Vec<Seen> {
                 Doing::List => open(libc::O_RDONLY | libc::O_DIRECTORY)?,
                 Doing::Read => open(libc::O_RDONLY)?,
                 Doing::Write(_) => open(libc::O_WRONLY)?,
+                Doing::Stat => {
+                    let mut stat = MaybeUninit::<libc::stat>::zeroed();
+                    check(unsafe { libc::lstat(path.as_ptr(), stat.as_mut_ptr()) } as isize)?;
+                    // SAFETY: all of it was zero, and is valid so.
+                    seen.size = unsafe { stat.assume_init_ref() }.st_size as u64;
+                    seen.end = now();
+                    sink.send((&raw const seen).cast(), size_of::<Seen>())?;
+                    continue;
+                }
                 Doing::Pause(time) => {
                     unsafe { libc::usleep(time.as_micros() as u32) };
                     continue;
@@ -85,7 +98,7 @@ pub fn act(steps: &[Step]) -> Vec<Seen> {
                 Doing::Write(data) => {
                     check(unsafe { libc::write(fd, data.as_ptr().cast(), data.len()) })?;
                 }
-                Doing::Pause(_) => {}
+                Doing::Stat | Doing::Pause(_) => {}
             }
             seen.end = now();
             check(unsafe { libc::close(fd) } as isize)?;
