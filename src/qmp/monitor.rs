@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 use parking_lot::{Condvar, Mutex};
-use serde_json::value::RawValue;
 
 use super::address::Address;
 use super::connection::{Connection, Pending};
 use super::error::{Closed, ConnectError, Error};
+use super::large::Text;
 use super::reader::Listener;
 use super::wire::{Event, Greeting};
 
@@ -140,7 +140,7 @@ impl Monitor {
     ///
     /// # Errors
     /// [`Error`]
-    pub fn execute(&self, request: &[u8]) -> Result<Box<RawValue>, Error> {
+    pub fn execute(&self, request: &[u8]) -> Result<Text, Error> {
         self.send(request)?.wait()
     }
 

@@ -8,6 +8,7 @@ use log::warn;
 use super::connection::Shared;
 use super::error::Closed;
 use super::handshake::Incoming;
+use super::large::{Gate, Text};
 use super::lines::LineReader;
 use super::wire::{self, Event, Message, printable};
 
@@ -26,15 +27,18 @@ pub(super) fn read_all(shared: &Shared, mut lines: LineReader<Incoming>, listene
 }
 
 fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn Listener) -> Closed {
+    let gate = Arc::new(Gate::default());
     loop {
         let line = match lines.next() {
             Ok(Some(line)) => line,
             Ok(None) => return Closed::Eof,
             Err(e) => return e.into(),
         };
+        // Before it is copied.
+        let place = gate.enter(line.len());
         match wire::decode(line) {
             Message::Reply(reply) => {
-                if !shared.answer(reply) {
+                if !shared.answer(reply.map(|raw| Text::new(raw, place))) {
                     return Closed::Garbage("a reply that no request asked for".into());
                 }
             }

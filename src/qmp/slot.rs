@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
-use serde_json::value::RawValue;
 
 use super::error::Error;
+use super::large::Text;
 
-/// A reply as it came: the JSON text of `return`.
-pub(super) type Reply = Result<Box<RawValue>, Error>;
+/// A reply as it came.
+pub(super) type Reply = Result<Text, Error>;
 
 /// The longest reply kept, in bytes, to a request that was made ahead.
 const MOST_AHEAD: usize = 2 << 20;
