@@ -80,6 +80,57 @@ fn an_object_with_a_hundred_thousand_properties() {
     }
 }
 
+/// Each process that lists something leaves a walk, and each open directory what it shows.
+#[test]
+fn long_listings_for_many_who_hold_them() {
+    let _alone = ALONE.lock();
+    for list_get in [false, true] {
+        let server = server(list_get, move |command, path, _| match (command, path) {
+            ("qom-list", "/o") => {
+                let children = (0..24).map(|n| json!({ "name": format!("d{n}"), "type": "child<x>" }));
+                let good = json!({ "name": "good", "type": "string" });
+                Some(Action::Return(children.chain([good]).collect()))
+            }
+            ("qom-list", _) if path.starts_with("/o/d") => {
+                let own = format!("{}-{}-", &path[3..], "x".repeat(200));
+                let long = listing(10_000, "string", |_| String::new());
+                Some(Action::ReturnRaw(long.replace("property-", &own)))
+            }
+            _ => None,
+        });
+        let mount = Mount::start_foreground(server.socket(), &["-o", "entry_timeout=60"]);
+        let watch = Watch::of(&mount);
+        let open = |n| Held::open(mount.join(&format!("o/d{n}")), libc::O_RDONLY);
+        // By a process each: all of them may, and what they leave is let go.
+        for n in 0..24 {
+            assert!(open(n).is_ok(), "{n}");
+        }
+        let held: Vec<_> = (0..24).map(open).collect();
+        assert!(
+            held.iter().flatten().count() >= 2,
+            "{:?}",
+            held[..2].iter().map(Result::is_ok).collect::<Vec<_>>()
+        );
+        let refused = held
+            .iter()
+            .filter(|held| matches!(held, Err(errno) if *errno == libc::ENOMEM));
+        assert_eq!(
+            refused.count() + held.iter().flatten().count(),
+            24,
+            "another error"
+        );
+        assert!(held.iter().any(Result::is_err), "all of it was held");
+        assert_eq!(
+            read_file(mount.join("o/good")).as_deref(),
+            Ok(b"good\n".as_slice())
+        );
+        drop(held);
+        assert!(open(23).is_ok());
+        watch.stayed_small(&format!("long listings, list_get={list_get}"));
+        still_serves(&mount);
+    }
+}
+
 #[test]
 fn ten_thousand_levels() {
     let _alone = ALONE.lock();

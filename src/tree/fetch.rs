@@ -14,9 +14,11 @@ use super::walk::{Opened, Pace, WINDOW};
 use super::{Error, Ino, Process, ROOT, Result, Tree};
 use crate::qom::{self, Path, Property, Reason, Request, Valued};
 
-/// The most that listings may take before another one is asked for, in bytes: QEMU may be compromised, and
-/// list without end. Those of 200 CPUs take a twentieth.
+/// The most that listings may take beside one more, in bytes: QEMU may be compromised, and list without
+/// end. Those of 200 CPUs take a twentieth.
 const MOST_LISTED: usize = 64 << 20;
+/// A listing that takes less may go beyond that, by half of it.
+const SMALL: usize = 1 << 20;
 
 /// The listing of an object as it came, with the values if they were asked for.
 struct Came {
@@ -54,7 +56,6 @@ impl Tree {
             return Ok(listing);
         }
         let path = self.object(ino)?;
-        self.room_for_a_listing(&path)?;
         let changes = self.listings.changes();
         let now = || {
             let values = process.is_some_and(|process| self.wants_values(process));
@@ -78,23 +79,30 @@ impl Tree {
                 let listing = Listing::new(came.properties, &self.entries, |count| {
                     self.inodes.lock().reserve(count)
                 });
+                self.make_room(&listing, &path)?;
                 Ok(self.listings.put(ino, listing, came.sent, changes))
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
         }
     }
 
-    /// Lets go of listings that nobody needs, if they are too many.
+    /// Makes room for a listing, if others take too much: lets go of those that nobody needs.
     ///
     /// # Errors
-    /// ENOMEM when others do need them.
-    fn room_for_a_listing(&self, path: &Path) -> Result<()> {
-        if self.entries.held() > MOST_LISTED {
+    /// ENOMEM when somebody does need them.
+    fn make_room(&self, listing: &Listing, path: &Path) -> Result<()> {
+        // A small one is not to fail because of large ones that somebody else holds.
+        let most = match listing.weight() {
+            ..SMALL => MOST_LISTED * 3 / 2,
+            _ => MOST_LISTED,
+        };
+        let others = || self.entries.held() - listing.weight();
+        if others() > most {
             self.walks.lock().forget_all();
             self.listings.drop_all();
         }
-        if self.entries.held() > MOST_LISTED {
-            let why = format!("{path}: open directories hold more than {MOST_LISTED} bytes");
+        if others() > most {
+            let why = format!("{path}: open directories hold more than {most} bytes");
             return Err(Error::refused(libc::ENOMEM, &why));
         }
         Ok(())

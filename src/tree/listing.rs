@@ -91,8 +91,7 @@ pub struct Listing {
     children: usize,
     /// The first of the numbers that are reserved for the entries.
     first: Ino,
-    /// Counts it for as long as it lives.
-    _weight: Weight,
+    weight: Weight,
 }
 
 /// What a listing takes, counted until it is dropped.
@@ -151,7 +150,7 @@ impl Listing {
         by_name.sort_unstable_by(|a, b| entries[*a as usize].file.cmp(&entries[*b as usize].file));
         shared.held.fetch_add(bytes, Ordering::Relaxed);
         Listing {
-            _weight: Weight {
+            weight: Weight {
                 bytes,
                 held: shared.held.clone(),
             },
@@ -161,6 +160,11 @@ impl Listing {
             links,
             children,
         }
+    }
+
+    /// About what it takes, in bytes, beside entries that others have too.
+    pub fn weight(&self) -> usize {
+        self.weight.bytes
     }
 
     /// All entries, in the order in which they are listed.
