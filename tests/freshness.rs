@@ -5,12 +5,10 @@
 
 mod common;
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
-use common::script::{GREETING, GREETING_NEW};
 use common::sh::quote;
 use common::steps::{Doing, Seen, Step, act, now};
 use common::*;
@@ -366,77 +364,5 @@ fn single_reads_by_different_processes_are_the_present_answer() {
         assert_eq!(of_one_round[0], "4711", "{which:?}");
         assert_eq!(relay.count("qom-get"), 39, "{which:?}");
         assert_eq!(relay.count("qom-list-get"), 0, "{which:?}");
-    }
-}
-
-/// A server whose every value is a number that no value before it had.
-fn count_evaluations(greeting: &str) -> Scripted {
-    let evaluated = AtomicU64::new(0);
-    let objects: Vec<String> = (0..6).map(|n| format!("o{n}")).collect();
-    let properties = move |path: &str, with_values: bool| -> Vec<Value> {
-        if path == "/" {
-            let child = |name: &String| json!({ "name": name, "type": "child<x>" });
-            return objects.iter().map(child).collect();
-        }
-        let mut properties: Vec<Value> = (0..6)
-            .map(|n| json!({ "name": format!("p{n}"), "type": "int" }))
-            .collect();
-        if with_values {
-            for property in &mut properties {
-                property["value"] = json!(evaluated.fetch_add(1, Ordering::SeqCst));
-            }
-        }
-        properties
-    };
-    Scripted::start_as(greeting, move |command, args| {
-        let path = args["path"].as_str().unwrap_or_default();
-        Action::Return(match command {
-            "qom-list" => json!(properties(path, false)),
-            "qom-get" => properties("/x", true)[0]["value"].clone(),
-            "qom-list-get" => {
-                let paths = args["paths"].as_array().into_iter().flatten();
-                let object = |path: &Value| json!({ "properties": properties(path.as_str().unwrap_or_default(), true) });
-                paths.map(object).collect()
-            }
-            _ => json!({}),
-        })
-    })
-}
-
-#[test]
-fn no_value_is_served_twice() {
-    for greeting in [GREETING, GREETING_NEW] {
-        let server = count_evaluations(greeting);
-        let mount = Mount::start(server.socket(), &OPTIONS);
-        let mut steps = Vec::new();
-        for round in 0..4 {
-            steps.push(Step::new(mount.path(), Doing::List));
-            for n in 0..6 {
-                let folder = mount.join(&format!("o{n}"));
-                steps.push(Step::new(&folder, Doing::List));
-                let read = |p: usize| Step::new(&folder.join(format!("p{p}")), Doing::Read);
-                let order: &[usize] = [
-                    &[0, 1, 2, 3, 4, 5],
-                    &[0, 1, 1, 2, 1, 3],
-                    &[5, 4, 5, 4, 0, 0],
-                    &[0, 1, 2, 3, 4, 5],
-                ][round];
-                steps.extend(order.iter().map(|p| read(*p)));
-            }
-        }
-        let walks: Vec<Vec<Seen>> = scope(|scope| {
-            let walks: Vec<_> = (0..3).map(|_| scope.spawn(|| act(&steps))).collect();
-            walks
-                .into_iter()
-                .map(|walk| walk.join().expect("a walk"))
-                .collect()
-        });
-        let mut met = HashSet::new();
-        for seen in walks.iter().flatten() {
-            let number = seen.number();
-            assert!(met.insert(number), "{number} was served twice by {greeting}");
-        }
-        assert_eq!(met.len(), 3 * 4 * 36);
-        assert_eq!(server.count("qom-list-get") > 0, greeting == GREETING_NEW);
     }
 }
