@@ -29,7 +29,7 @@ pub struct Connection {
 }
 
 /// What those who wait and the reader share.
-pub(super) struct Shared {
+struct Shared {
     socket: Arc<Socket>,
     writer: Mutex<Outgoing>,
     state: Mutex<State>,
@@ -100,7 +100,10 @@ impl Connection {
         };
         thread::Builder::new()
             .name("qmp-reader".into())
-            .spawn(move || read_all(&shared, lines, &*listener))
+            .spawn(move || {
+                let why = read_all(lines, |reply| shared.answer(reply), &*listener);
+                listener.closed(&shared.close(why));
+            })
             .map_err(|source| ConnectError::Io {
                 address: address.to_string(),
                 source,
@@ -268,7 +271,7 @@ impl Shared {
     }
 
     /// Gives a reply to the oldest request that has none; false when there is none.
-    pub(super) fn answer(&self, reply: Reply) -> bool {
+    fn answer(&self, reply: Reply) -> bool {
         let Some(slot) = self.state.lock().owed.pop_front() else {
             return false;
         };
@@ -290,7 +293,7 @@ impl Shared {
     }
 
     /// Ends the connection for everybody, and says why it ended: for the first reason given.
-    pub(super) fn close(&self, why: Closed) -> Arc<Closed> {
+    fn close(&self, why: Closed) -> Arc<Closed> {
         let (why, owed) = {
             let mut state = self.state.lock();
             let why = state.closed.get_or_insert_with(|| Arc::new(why)).clone();

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use log::warn;
 
-use super::connection::Shared;
 use super::error::Closed;
 use super::handshake::Incoming;
 use super::large::{Gate, Text};
 use super::lines::LineReader;
+use super::slot::Reply;
 use super::wire::{self, Event, Message, printable};
 
 /// Called from the reader thread; must not wait for a reply.
@@ -18,15 +18,22 @@ pub(super) trait Listener: Send + Sync + 'static {
     fn closed(&self, why: &Arc<Closed>);
 }
 
-/// The reader thread: every line until the end of the connection.
-pub(super) fn read_all(shared: &Shared, mut lines: LineReader<Incoming>, listener: &dyn Listener) {
-    let why = catch_unwind(AssertUnwindSafe(|| read_lines(shared, &mut lines, listener)))
-        .unwrap_or_else(|_| Closed::Internal("the reader panicked".into()));
-    let why = shared.close(why);
-    listener.closed(&why);
+/// The reader thread: every line until the end of the connection, which is returned. `answer` gives a reply
+/// to the request that it is of; false when there is none.
+pub(super) fn read_all(
+    mut lines: LineReader<Incoming>,
+    answer: impl Fn(Reply) -> bool,
+    listener: &dyn Listener,
+) -> Closed {
+    catch_unwind(AssertUnwindSafe(|| read_lines(&mut lines, answer, listener)))
+        .unwrap_or_else(|_| Closed::Internal("the reader panicked".into()))
 }
 
-fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn Listener) -> Closed {
+fn read_lines(
+    lines: &mut LineReader<Incoming>,
+    answer: impl Fn(Reply) -> bool,
+    listener: &dyn Listener,
+) -> Closed {
     let gate = Arc::new(Gate::default());
     loop {
         let line = match lines.next() {
@@ -38,7 +45,7 @@ fn read_lines(shared: &Shared, lines: &mut LineReader<Incoming>, listener: &dyn 
         let place = gate.enter(line.len());
         match wire::decode(line) {
             Message::Reply(reply) => {
-                if !shared.answer(reply.map(|raw| Text::new(raw, place))) {
+                if !answer(reply.map(|raw| Text::new(raw, place))) {
                     return Closed::Garbage("a reply that no request asked for".into());
                 }
             }
