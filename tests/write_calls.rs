@@ -79,7 +79,7 @@ fn a_large_value_arrives_whole_or_not_at_all() {
         quote(&file)
     ));
     assert!(out.status == 1 && out.stderr.contains("File too large"), "{out}");
-    assert_eq!(server.requests(), []);
+    assert_eq!(sets(&server), [] as [Value; 0]); // a listing may have expired meanwhile
     assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
 }
 
