@@ -174,6 +174,36 @@ fn another_machine_shows_at_once_and_is_said_to_be_another() {
     }
 }
 
+/// Before it is even known which machine it is now.
+#[test]
+fn what_was_learned_of_one_machine_is_not_told_of_the_next() {
+    let (one, other) = (
+        ScriptedTree::new().object("/one"),
+        ScriptedTree::new().object("/other"),
+    );
+    let (mut of_one, mut of_other) = (one.handler(), other.handler());
+    let mut gone = false;
+    let server = Scripted::start(move |command, args| match command {
+        // Long enough for a listing to be asked for behind it.
+        "qom-get" if !gone => Action::Delay(3 * SECOND, Box::new(of_one(command, args))),
+        "query-name" if !gone => {
+            gone = true;
+            Action::Close
+        }
+        "query-uuid" => Action::Delay(2 * SECOND, Box::new(Action::Return(json!({})))),
+        _ if gone => of_other(command, args),
+        _ => of_one(command, args),
+    });
+    let mount = Mount::start_foreground(server.socket(), &["-o", "reconnect,entry_timeout=60"]);
+    let list = || sh_in(mount.path(), "ls");
+    assert_eq!(list().ok().lines(), ["one", "type"]);
+    let asked = || server.clients() == 2 && server.count("query-uuid") > 0;
+    assert!(wait_until(10 * SECOND, asked), "not connected again");
+    assert_eq!(list().ok().lines(), ["other", "type"]);
+    mount.signal(libc::SIGTERM);
+    ends_well(&mount);
+}
+
 #[test]
 fn a_write_that_was_cut_off_is_not_sent_again() {
     let tree = ScriptedTree::new()

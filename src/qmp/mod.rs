@@ -20,5 +20,5 @@ pub use address::{Address, AddressError};
 pub use connection::{Connection, Pending};
 pub use error::{Closed, ConnectError, Error};
 pub use large::Text;
-pub use monitor::{Monitor, Notice, OnEvent};
+pub use monitor::{Monitor, Notice, OnEvent, OnRenewal};
 pub use wire::{Event, Greeting, Message, command, decode, escaped, printable, request};

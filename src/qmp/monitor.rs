@@ -20,6 +20,9 @@ use super::wire::{Event, Greeting};
 /// QEMU's order tells what an event is about. Must not wait for a reply.
 pub type OnEvent = Box<dyn Fn(&Event) + Send + Sync>;
 
+/// What is done before a new connection takes the place of a lost one. Must not wait for a reply.
+pub type OnRenewal = Box<dyn Fn() + Send + Sync>;
+
 /// The first and the longest pause between two attempts to reconnect.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long a request waits for the attempt that it set off.
@@ -62,6 +65,7 @@ struct Current {
 struct Bell {
     notices: Sender<Notice>,
     on_event: OnceLock<OnEvent>,
+    on_renewal: OnceLock<OnRenewal>,
 }
 
 impl Listener for Bell {
@@ -91,6 +95,7 @@ impl Monitor {
         let bell = Arc::new(Bell {
             notices,
             on_event: OnceLock::new(),
+            on_renewal: OnceLock::new(),
         });
         let connection = Arc::new(Connection::open(&address, timeout, bell.clone())?);
         let reconnect = reconnect && address.is_repeatable();
@@ -129,6 +134,11 @@ impl Monitor {
     /// Says what to do when an event comes, once; events that came before are lost.
     pub fn on_event(&self, on_event: OnEvent) {
         let _ = self.inner.bell.on_event.set(on_event);
+    }
+
+    /// Says what to do before there is another connection, once: what was learned may not be true of it.
+    pub fn on_renewal(&self, on_renewal: OnRenewal) {
+        let _ = self.inner.bell.on_renewal.set(on_renewal);
     }
 
     /// What the QEMU in force said of itself.
@@ -233,6 +243,11 @@ impl Inner {
                 }
             }
             let attempt = Connection::open(&self.address, self.timeout, self.bell.clone());
+            if attempt.is_ok()
+                && let Some(on_renewal) = self.bell.on_renewal.get()
+            {
+                on_renewal();
+            }
             let mut current = self.current.lock();
             current.attempts += 1;
             current.awaited = None;

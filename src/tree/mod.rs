@@ -137,6 +137,12 @@ impl Tree {
                 tree.device_deleted(&path);
             }
         }));
+        let weak = Arc::downgrade(&tree);
+        tree.qom.monitor().on_renewal(Box::new(move || {
+            if let Some(tree) = weak.upgrade() {
+                tree.distrust_everything();
+            }
+        }));
         tree
     }
 
