@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::child::lstat;
 use common::mountinfo::mounts;
-use common::proc::signal;
+use common::proc::{is_root, signal};
 use common::sh::quote;
 use common::*;
 
@@ -240,10 +240,5 @@ fn a_mount_whose_connection_is_cut() {
 
 /// What makes a command run as root.
 fn as_root() -> &'static str {
-    // SAFETY: a plain system call.
-    if unsafe { libc::geteuid() } == 0 {
-        ""
-    } else {
-        "sudo -n"
-    }
+    if is_root() { "" } else { "sudo -n" }
 }

@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use common::proc::is_root;
 use common::sh::quote;
 use common::*;
 
@@ -17,8 +18,6 @@ const PLACE: &str = "/usr/local/sbin";
 /// The namespace of processes ends with the script, and takes along what that left.
 #[track_caller]
 fn as_root(qemu: &Qemu, script: &str) -> (Session, Out) {
-    // SAFETY: a plain system call.
-    let root = unsafe { libc::geteuid() } == 0;
     let session = Session::new();
     let program = Path::new(env!("CARGO_BIN_EXE_qom-fuse"));
     fs::create_dir(session.dir().join("sbin")).expect("make a folder");
@@ -37,7 +36,7 @@ fn as_root(qemu: &Qemu, script: &str) -> (Session, Out) {
         quote(qemu.socket())
     );
     fs::write(session.dir().join("script"), text).expect("write a script");
-    let who = if root { "" } else { "--map-root-user" };
+    let who = if is_root() { "" } else { "--map-root-user" };
     let out = session.run(&format!(
         "unshare {who} --mount --pid --fork --kill-child true ||
          {{ echo 'this test needs root, or namespaces of its own (unshare --map-root-user)' >&2; exit 77; }}

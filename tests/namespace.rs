@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::proc::is_root;
 use common::qemu::Qemu;
 use common::sh::quote;
 use common::truth::Object;
@@ -15,9 +16,7 @@ use serde_json::Value;
 fn walk(qemu: &Qemu, reader: &str) -> (BTreeMap<String, usize>, Out) {
     let relay = Relay::start(qemu.dir(), &qemu.socket());
     let session = Session::new();
-    // SAFETY: a plain system call.
-    let root = unsafe { libc::geteuid() } == 0;
-    let who = if root { "" } else { "--map-root-user" };
+    let who = if is_root() { "" } else { "--map-root-user" };
     // The outer namespace makes both end with the test.
     let script = format!(
         "unshare --pid --fork --kill-child qom-fuse -f -o entry_timeout=60 {} mnt &

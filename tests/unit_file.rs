@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
-use common::proc::signal;
+use common::proc::{is_root, signal};
 use common::sh::quote;
 use common::*;
 
@@ -100,9 +100,10 @@ fn it_lives_in_the_hosts_mount_namespace() {
 /// Its command, with its capabilities and nothing else, tells the service manager when the mount answers.
 #[test]
 fn its_command_mounts_and_says_when() {
-    // SAFETY: a plain system call.
-    let root = unsafe { libc::geteuid() } == 0;
-    assert!(root, "needs root: the service runs as root with few capabilities");
+    assert!(
+        is_root(),
+        "needs root: the service runs as root with few capabilities"
+    );
     let unit = unit();
     assert_eq!(value(&unit, "Type"), "notify");
     for (which, options) in [(Which::Old, ""), (Which::New, "-o ro,reconnect -v")] {

@@ -309,7 +309,7 @@ fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
     for notice in notices {
         match notice {
             Notice::Lost(why) if reconnect && why.is_orderly() => {
-                // Now, so that nothing of the old QEMU is served once the new one answers.
+                // Nothing is told of a machine that is gone.
                 tree.distrust_everything();
                 warn!("{why}; waiting for it to come back");
             }

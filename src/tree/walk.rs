@@ -82,9 +82,7 @@ impl Row<'_> {
 /// What reading one property tells.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// Another property of the same object was read just before.
-    pub second: bool,
-    /// So it is worth while to ask for all of them.
+    /// Another property of the same object was read just before, and it is worth while to ask for all of them.
     pub whole: bool,
     /// The property that comes next when they are read in the order of the listing, as they are.
     pub next: Option<Arc<Entry>>,
@@ -207,7 +205,6 @@ impl Walk {
         }
         let Some(level) = self.levels.last_mut().filter(|level| level.ino == of) else {
             return Opened {
-                second,
                 whole,
                 ..Opened::default()
             };
@@ -219,7 +216,6 @@ impl Walk {
         }
         let goes_on = in_order && (second || self.reading);
         Opened {
-            second,
             whole,
             next: if goes_on {
                 values.get(level.next_value).cloned()
@@ -293,7 +289,6 @@ pub mod tests {
         assert_eq!(
             walk.opened(1, b),
             Opened {
-                second: true,
                 whole: true,
                 next: Some(c.clone()),
                 left: Some(1)
@@ -359,8 +354,8 @@ pub mod tests {
             let opened = walk.opened(1, &top.values()[0]);
             assert_eq!(opened, Opened::default());
         }
-        assert!(walk.opened(1, &top.values()[1]).second);
-        assert!(!walk.opened(2, &top.values()[0]).second);
+        assert!(walk.opened(1, &top.values()[1]).whole);
+        assert!(!walk.opened(2, &top.values()[0]).whole);
     }
 
     #[test]

@@ -58,9 +58,9 @@ mod tests {
         let mut walks = Walks::default();
         let top = listing("a b");
         walks.of(7).opened(1, &top.values()[0]);
-        assert!(!walks.of(8).opened(1, &top.values()[1]).second, "another process");
+        assert!(!walks.of(8).opened(1, &top.values()[1]).whole, "another process");
         std::thread::sleep(WINDOW + Duration::from_millis(5));
-        assert!(!walks.of(7).opened(1, &top.values()[1]).second);
+        assert!(!walks.of(7).opened(1, &top.values()[1]).whole);
         for process in 0..1000 {
             walks.of(process);
         }

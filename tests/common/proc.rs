@@ -97,6 +97,12 @@ pub fn parent(pid: u32) -> Option<u32> {
     stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
 }
 
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    // SAFETY: a plain system call.
+    unsafe { libc::geteuid() == 0 }
+}
+
 /// Sends a signal to a process, or to a process group when `pid` is negative; one that is gone does not matter.
 pub fn signal(pid: i32, signal: i32) {
     assert!(pid != 0 && pid != -1, "would signal more than was started");

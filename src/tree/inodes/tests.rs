@@ -1,0 +1,91 @@
+use super::*;
+
+fn entry(name: &str, declared: &str, kind: Kind) -> Arc<Entry> {
+    Arc::new(Entry {
+        name: name.into(),
+        file: name.into(),
+        declared: declared.into(),
+        kind,
+    })
+}
+
+fn enter(inodes: &mut Inodes, parent: Ino, entry: &Arc<Entry>) -> Option<Ino> {
+    let reserved = inodes.reserve(1);
+    inodes.enter(parent, entry, reserved)
+}
+
+fn child(name: &str) -> Arc<Entry> {
+    entry(name, "child<x>", Kind::Child)
+}
+
+#[test]
+fn one_number_per_path_until_forgotten() {
+    let mut inodes = Inodes::default();
+    let machine = enter(&mut inodes, ROOT, &child("machine")).unwrap();
+    let usb = enter(&mut inodes, machine, &child("usb")).unwrap();
+    assert_eq!(enter(&mut inodes, machine, &child("usb")), Some(usb));
+    assert_eq!(inodes.object(usb).unwrap().as_str(), "/machine/usb");
+    // The parent stays for its child's sake.
+    inodes.forget(machine, 1);
+    assert_eq!(inodes.object(usb).unwrap().as_str(), "/machine/usb");
+    inodes.forget(usb, 1);
+    assert!(inodes.get(usb).is_some());
+    inodes.forget(usb, 1);
+    assert_eq!(inodes.count(), 1);
+    assert!(inodes.get(usb).is_none());
+    inodes.forget(usb, 5);
+    assert_ne!(enter(&mut inodes, ROOT, &child("machine")), Some(machine));
+}
+
+#[test]
+fn what_is_gone_stays_gone() {
+    let mut inodes = Inodes::default();
+    let usb = enter(&mut inodes, ROOT, &child("usb")).unwrap();
+    let port = enter(&mut inodes, usb, &entry("port", "str", Kind::Value)).unwrap();
+    inodes.detach(usb);
+    assert!(inodes.get(usb).is_none() && inodes.get(port).is_none());
+    let again = enter(&mut inodes, ROOT, &child("usb")).unwrap();
+    assert_ne!(again, usb);
+    assert!(
+        inodes.get(port).is_none(),
+        "the old property is not the new object's"
+    );
+    inodes.forget(port, 1);
+    inodes.forget(usb, 1);
+    assert_eq!(inodes.object(again).unwrap().as_str(), "/usb");
+    // Another type is another object.
+    let other = enter(&mut inodes, ROOT, &entry("usb", "child<y>", Kind::Child)).unwrap();
+    assert_ne!(other, again);
+}
+
+#[test]
+fn sizes() {
+    let mut inodes = Inodes::default();
+    let p = enter(&mut inodes, ROOT, &entry("p", "str", Kind::Value)).unwrap();
+    assert!(!inodes.set_size(p, UNREAD));
+    assert!(inodes.set_size(p, 5));
+    assert!(matches!(inodes.get(p), Some(What::Entry { size: 5, .. })));
+    assert!(inodes.object(p).is_none());
+}
+
+#[test]
+fn unaddressable_objects_have_no_path() {
+    let mut inodes = Inodes::default();
+    let odd = enter(&mut inodes, ROOT, &child("a/b")).unwrap();
+    assert!(inodes.object(odd).is_none());
+    assert!(inodes.get(odd).is_some());
+}
+
+#[test]
+fn an_endless_tree_has_an_end() {
+    let mut inodes = Inodes::default();
+    let long = "x".repeat(1 << 20);
+    let entered: Vec<_> = (0..1000)
+        .map_while(|i| enter(&mut inodes, ROOT, &child(&format!("{long}{i}"))))
+        .collect();
+    assert!((10..400).contains(&entered.len()), "{}", entered.len());
+    for ino in entered {
+        inodes.forget(ino, 1);
+    }
+    assert_eq!((inodes.weight, inodes.count()), (0, 1));
+}
