@@ -42,7 +42,6 @@ wanted_from() {
         libc6-dev) echo /usr/include/stdio.h ;;
         man-db) echo man ;;
         procps) echo pgrep ;;
-        qemu-system-x86) echo qemu-system-x86_64 ;;
         rust-clippy) echo cargo-clippy ;;
         systemd) echo systemd-analyze ;;
         util-linux) echo findmnt ;;
@@ -81,6 +80,20 @@ apt_install() {
     echo "installing $*"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends --no-remove \
         -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 "$@" >/dev/null
+}
+
+# The system's QEMU in PATH. Where it cannot be installed (apt would remove another version's qemu-utils,
+# say), that of Debian 12 from target/.
+need_qemu() {
+    command -v qemu-system-x86_64 >/dev/null && return
+    if have_apt; then
+        apt_refresh
+        apt_install qemu-system-x86 || true # judged below
+        hash -r
+        command -v qemu-system-x86_64 >/dev/null && return
+    fi
+    "$repo/scripts/fetch-qemu" old
+    export PATH="$repo/target/qemu-old:$PATH"
 }
 
 need_packages() {
