@@ -17,4 +17,4 @@ pub use identity::Identity;
 pub use path::Path;
 pub use property::{Description, Kind, Property, Valued};
 pub use requests::Request;
-pub use value::{from_text, retyped, to_text};
+pub use value::{from_text, parse_bool, retyped, to_text};

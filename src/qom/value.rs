@@ -16,7 +16,7 @@ pub fn to_text(value: Value) -> String {
 /// not fit the type goes as a string, for QEMU to judge in its own words.
 pub fn from_text(declared: &str, text: &str) -> Value {
     let typed = match declared {
-        "bool" => boolean(text),
+        "bool" => parse_bool(text).map(Value::from),
         "string" | "str" => None,
         "number" | "double" | "float" => integer(text).or_else(|| number(text)),
         d if is_integer(d) => integer(text),
@@ -36,7 +36,7 @@ pub fn retyped(refusal: &str, property: &str, text: &str) -> Option<Value> {
         rest.strip_prefix(property)?.strip_prefix("' expects ")?
     };
     match wanted {
-        "boolean" => boolean(text),
+        "boolean" => parse_bool(text).map(Value::from),
         "string" => Some(Value::String(text.to_owned())),
         "number" => integer(text).or_else(|| number(text)),
         "object" | "array" | "list" | "dict" => compound(text),
@@ -56,15 +56,16 @@ fn is_integer(declared: &str) -> bool {
     )
 }
 
-fn boolean(text: &str) -> Option<Value> {
+/// The words that QEMU takes for a bool.
+pub fn parse_bool(text: &str) -> Option<bool> {
     match text {
-        "true" | "on" | "yes" | "1" => Some(true.into()),
-        "false" | "off" | "no" | "0" => Some(false.into()),
+        "true" | "on" | "yes" | "1" => Some(true),
+        "false" | "off" | "no" | "0" => Some(false),
         _ => None,
     }
 }
 
-/// Decimal or `0x…`, from the least i64 to the greatest u64.
+/// Decimal, `0x…` or a size with a suffix, from the least i64 to the greatest u64.
 fn integer(text: &str) -> Option<Value> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -75,12 +76,26 @@ fn integer(text: &str) -> Option<Value> {
     if !digits.starts_with(|c: char| c.is_ascii_hexdigit()) {
         return None; // from_str_radix would take a second sign
     }
-    let magnitude = u64::from_str_radix(digits, radix).ok()?;
-    if negative {
-        0i64.checked_sub_unsigned(magnitude).map(Value::from)
-    } else {
-        Some(magnitude.into())
+    match u64::from_str_radix(digits, radix) {
+        Ok(magnitude) if negative => 0i64.checked_sub_unsigned(magnitude).map(Value::from),
+        Ok(magnitude) => Some(magnitude.into()),
+        Err(_) => size(text).map(Value::from),
     }
+}
+
+/// A size as QEMU's command line takes it: `500M`, `1.5G`, powers of 1024. Only whole bytes.
+fn size(text: &str) -> Option<u64> {
+    let (digits, suffix) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let exponent = "BKMGTPE".find(&suffix.to_ascii_uppercase())?;
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    // More digits than 18 would be finer than a byte of the largest unit, or zeros.
+    let number = |text: &str| {
+        let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        (plain && text.len() <= 18).then(|| text.parse::<u128>().ok())?
+    };
+    let scale = 10u128.pow(u32::try_from(fraction.len()).ok().filter(|n| *n <= 18)?);
+    let bytes = (number(whole)? * scale + number(fraction)?) << (10 * exponent);
+    (bytes % scale == 0).then(|| u64::try_from(bytes / scale).ok())?
 }
 
 fn number(text: &str) -> Option<Value> {
@@ -134,7 +149,30 @@ mod tests {
             ("int", "--5", json!("--5")),
             ("int", "+5", json!("+5")),
             ("int", "18446744073709551616", json!("18446744073709551616")),
-            ("size", "1G", json!("1G")),
+            ("size", "500M", json!(500u64 << 20)),
+            ("int", "2048k", json!(2 << 20)),
+            ("uint64", "1.5G", json!(3u64 << 29)),
+            ("size", "0.5K", json!(512)),
+            ("size", "15E", json!(15u64 << 60)),
+            ("size", "7b", json!(7)),
+            ("size", "0x1B", json!(0x1b)),
+            ("size", "1.5", json!("1.5")),
+            ("size", "0.3K", json!("0.3K")),
+            ("size", "1.5B", json!("1.5B")),
+            ("size", "1X", json!("1X")),
+            ("size", "G", json!("G")),
+            ("size", ".5G", json!(".5G")),
+            ("size", "1.G", json!("1.G")),
+            ("size", "0x1G", json!("0x1G")),
+            ("size", "-1M", json!("-1M")),
+            ("size", "+1M", json!("+1M")),
+            ("size", "1e3", json!("1e3")),
+            ("size", "1 M", json!("1 M")),
+            ("size", "1MiB", json!("1MiB")),
+            ("size", "16E", json!("16E")),
+            ("size", "99999999999999999999E", json!("99999999999999999999E")),
+            ("size", "1ü", json!("1ü")),
+            ("string", "1G", json!("1G")),
             ("busnr", "7", json!(7)),
             ("uint32", "", json!("")),
             ("number", "0.5", json!(0.5)),
