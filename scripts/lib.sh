@@ -41,8 +41,10 @@ wanted_from() {
         groff-base) echo groff ;;
         libc6-dev) echo /usr/include/stdio.h ;;
         man-db) echo man ;;
+        nodejs) echo node ;;
         procps) echo pgrep ;;
         rust-clippy) echo cargo-clippy ;;
+        rust-coreutils) echo /usr/lib/cargo/bin/coreutils/cat ;;
         systemd) echo systemd-analyze ;;
         util-linux) echo findmnt ;;
         *) echo "$1" ;;

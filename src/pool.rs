@@ -22,6 +22,8 @@ pub struct Pool {
     inline: usize,
     busy: AtomicUsize,
     shared: Arc<Shared>,
+    /// Threads of their own for what the others may wait for.
+    reads: Arc<Shared>,
 }
 
 #[derive(Default)]
@@ -43,18 +45,28 @@ impl Pool {
             inline,
             busy: AtomicUsize::new(0),
             shared: Arc::default(),
+            reads: Arc::default(),
         }
     }
 
     /// Runs a job, now or soon. A job must not panic.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        self.run_or_queue(job, &self.shared);
+    }
+
+    /// The same for a READ, which never queues behind other jobs: they may wait for it.
+    pub fn run_read(&self, job: impl FnOnce() + Send + 'static) {
+        self.run_or_queue(job, &self.reads);
+    }
+
+    fn run_or_queue(&self, job: impl FnOnce() + Send + 'static, queue: &Arc<Shared>) {
         let inline = self.busy.fetch_add(1, Ordering::AcqRel) < self.inline;
         if inline {
             job();
             self.busy.fetch_sub(1, Ordering::AcqRel);
         } else {
             self.busy.fetch_sub(1, Ordering::AcqRel);
-            self.queue(Box::new(job));
+            queue.push(Box::new(job));
         }
     }
 
@@ -62,35 +74,40 @@ impl Pool {
     pub fn settle(&self, limit: Duration) {
         let until = Instant::now() + limit;
         while Instant::now() < until {
-            let state = self.shared.state.lock();
-            let quiet = state.jobs.is_empty() && state.idle == state.threads;
-            drop(state);
+            let quiet = self.shared.is_idle() && self.reads.is_idle();
             if quiet && self.busy.load(Ordering::Acquire) == 0 {
                 return;
             }
             thread::sleep(Duration::from_millis(1));
         }
     }
+}
 
-    fn queue(&self, job: Job) {
-        let mut state = self.shared.state.lock();
+impl Shared {
+    fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.jobs.is_empty() && state.idle == state.threads
+    }
+
+    fn push(self: &Arc<Self>, job: Job) {
+        let mut state = self.state.lock();
         state.jobs.push_back(job);
         if state.idle >= state.jobs.len() || state.threads >= MOST_THREADS {
-            self.shared.work.notify_one();
+            self.work.notify_one();
             return;
         }
         state.threads += 1;
         drop(state);
-        let shared = self.shared.clone();
+        let shared = self.clone();
         let spawned = thread::Builder::new()
             .name("worker".into())
             .spawn(move || shared.work());
         if let Err(e) = spawned {
             error!("cannot start a thread: {e}");
-            self.shared.state.lock().threads -= 1;
+            self.state.lock().threads -= 1;
             // Without any thread nobody would ever do it.
             let stranded = {
-                let mut state = self.shared.state.lock();
+                let mut state = self.state.lock();
                 if state.threads == 0 {
                     state.jobs.pop_back()
                 } else {
@@ -102,9 +119,7 @@ impl Pool {
             }
         }
     }
-}
 
-impl Shared {
     fn work(&self) {
         let mut state = self.state.lock();
         loop {

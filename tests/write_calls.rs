@@ -159,6 +159,12 @@ fn one_descriptor_reads_and_writes() {
             Ok(b"ird\n".as_slice()),
             "not what was read before"
         );
+        assert_eq!(
+            held.write(b"rest"),
+            Err(libc::EFBIG),
+            "what was set ended without a newline"
+        );
+        assert_eq!(held.seek(0), Ok(0));
         assert_eq!(held.write(b"\xff"), Err(libc::EINVAL));
         assert_eq!(held.write(b"fourth"), Ok(6), "an error does not stay");
         assert_eq!(truth.get("/machine", "kernel"), Ok(json!("fourth")));

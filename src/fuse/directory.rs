@@ -5,12 +5,18 @@ use std::time::Duration;
 use fuser::{FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::reply::{bare_attr, errno, file_attr};
-use crate::tree::{Item, Tree};
+use crate::tree::{Item, Shown, Tree};
 
 /// Names, numbers and types.
-pub(super) fn list(tree: &Tree, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+pub(super) fn list(
+    tree: &Tree,
+    handle: FileHandle,
+    offset: u64,
+    shown: Option<Shown>,
+    mut reply: ReplyDirectory,
+) {
     let mut found = Vec::new();
-    let done = tree.read_directory(handle.0, offset, |item, next| match item {
+    let done = tree.read_directory(handle.0, offset, shown, |item, next| match item {
         Item::Dots(ino, name) => reply.add(INodeNo(ino), next, FileType::Directory, name),
         Item::Entry(entry, name) => {
             let attr = file_attr(&entry.attributes);
@@ -32,8 +38,14 @@ pub(super) fn list(tree: &Tree, handle: FileHandle, offset: u64, mut reply: Repl
 }
 
 /// The same with what a lookup of each name would give, which saves the kernel the lookups.
-pub(super) fn list_plus(tree: &Tree, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-    let done = tree.read_directory(handle.0, offset, |item, next| match item {
+pub(super) fn list_plus(
+    tree: &Tree,
+    handle: FileHandle,
+    offset: u64,
+    shown: Option<Shown>,
+    mut reply: ReplyDirectoryPlus,
+) {
+    let done = tree.read_directory(handle.0, offset, shown, |item, next| match item {
         Item::Dots(ino, name) => {
             let attr = bare_attr(ino);
             reply.add(attr.ino, next, name, &Duration::ZERO, &attr, Generation(0))

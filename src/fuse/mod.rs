@@ -21,11 +21,11 @@ use fuser::{
 
 use crate::pool::Pool;
 use crate::qom::Kind;
-use crate::tree::Tree;
+use crate::tree::{OpenMode, Shown, Tree};
 use directory::{list, list_plus};
 use reply::{
-    NAME_MAX, PAGE, errno, file_attr, max_write, reply_data, reply_empty, reply_entry, reply_opened,
-    reply_xattr, text,
+    BLOCK_SIZE, NAME_MAX, errno, file_attr, max_write, page_size, reply_data, reply_empty, reply_entry,
+    reply_opened, reply_xattr, text,
 };
 pub use threads::THREADS;
 use threads::Threads;
@@ -55,12 +55,13 @@ impl Fuse {
         &self.threads.tree
     }
 
-    /// Runs what reads an open directory.
-    fn show(&self, handle: FileHandle, offset: u64, job: impl FnOnce(&Tree) + Send + 'static) {
+    /// Runs what reads an open directory, which is given what that shows where it is known.
+    fn show(&self, handle: FileHandle, offset: u64, job: impl FnOnce(&Tree, Option<Shown>) + Send + 'static) {
         let threads = &self.threads;
-        threads.answer(|tree| match tree.is_shown(handle.0, offset) {
-            true => job(tree),
-            false => threads.wait(job),
+        threads.answer(|tree| match tree.shown_cached(handle.0, offset) {
+            None if tree.is_listing_at_hand(handle.0) => threads.hardly_wait(|tree| job(tree, None)),
+            None => threads.wait(|tree| job(tree, None)),
+            shown => job(tree, shown),
         });
     }
 }
@@ -79,7 +80,11 @@ impl Filesystem for Fuse {
         }
         let most = max_write(config.capabilities());
         let _ = config.set_max_write(most);
-        self.tree().set_max_value((most - PAGE) as usize);
+        // One READ at a time fills the page cache, for a short one tells the kernel where a value ends, unless
+        // it is overtaken by one from behind that end.
+        let _ = config.set_max_readahead(1);
+        // A buffer that begins within a page is cut up to a page earlier.
+        self.tree().set_max_value((most - page_size()) as usize);
         let abi = config.kernel_abi();
         // Linux 6.2. An older one would take the request for another.
         self.tree().set_names_expire((abi.0, abi.1) >= (7, 38));
@@ -212,19 +217,19 @@ impl Filesystem for Fuse {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (read, write) = match flags.acc_mode() {
-            OpenAccMode::O_RDONLY => (true, false),
-            OpenAccMode::O_WRONLY => (false, true),
-            OpenAccMode::O_RDWR => (true, true),
+        let mode = OpenMode {
+            write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+            append: flags.0 & libc::O_APPEND != 0,
+            truncate: flags.0 & libc::O_TRUNC != 0,
         };
         let process = request.pid();
         // Direct: the page cache would serve one open's value to another, and would never
         // read again. There is nothing to flush: each write is QEMU's at once.
         let how = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        let job = move |tree: &Tree| reply_opened(reply, tree.open_file(ino.0, read, write, process), how);
+        let job = move |tree: &Tree| reply_opened(reply, tree.open_file(ino.0, mode, process), how);
         let threads = &self.threads;
         threads.answer(|tree| {
-            if write {
+            if mode.write {
                 job(tree); // asks QEMU nothing
             } else if tree.is_value_at_hand(ino.0, process) {
                 threads.hardly_wait(job);
@@ -248,7 +253,9 @@ impl Filesystem for Fuse {
         let threads = &self.threads;
         threads.answer(|tree| match tree.read_pinned(handle.0, offset, size) {
             Some(data) => reply_data(reply, data),
-            None => threads.wait(move |tree| reply_data(reply, tree.read_file(handle.0, offset, size))),
+            None => {
+                threads.wait_to_read(move |tree| reply_data(reply, tree.read_file(handle.0, offset, size)))
+            }
         });
     }
 
@@ -289,25 +296,16 @@ impl Filesystem for Fuse {
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let process = request.pid();
-        let threads = &self.threads;
-        threads.answer(|tree| {
-            if let Some(handle) = tree.open_directory_cached(ino.0, process) {
-                return reply_opened(reply, Ok(handle), FopenFlags::empty());
-            }
-            let job = move |tree: &Tree| {
-                reply_opened(reply, tree.open_directory(ino.0, process), FopenFlags::empty());
-            };
-            if tree.is_listing_at_hand(ino.0, process) {
-                threads.hardly_wait(job);
-            } else {
-                threads.wait(job);
-            }
+        self.threads.answer(|tree| {
+            let handle = tree.open_directory(ino.0, request.pid());
+            reply_opened(reply, handle, FopenFlags::empty());
         });
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.show(handle, offset, move |tree| list(tree, handle, offset, reply));
+        self.show(handle, offset, move |tree, shown| {
+            list(tree, handle, offset, shown, reply)
+        });
     }
 
     fn readdirplus(
@@ -318,7 +316,9 @@ impl Filesystem for Fuse {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.show(handle, offset, move |tree| list_plus(tree, handle, offset, reply));
+        self.show(handle, offset, move |tree, shown| {
+            list_plus(tree, handle, offset, shown, reply)
+        });
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -329,8 +329,8 @@ impl Filesystem for Fuse {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        // No blocks, as in sysfs and procfs; as many files as are known.
-        reply.statfs(0, 0, 0, self.tree().inode_count() as u64, 0, PAGE, NAME_MAX, PAGE);
+        // No blocks and no inodes to run out of, as in sysfs and procfs.
+        reply.statfs(0, 0, 0, 0, 0, BLOCK_SIZE, NAME_MAX, BLOCK_SIZE);
     }
 
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {

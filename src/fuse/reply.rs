@@ -9,6 +9,8 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyXattr,
 };
 
+use nix::unistd::{SysconfVar, sysconf};
+
 use crate::qom::Kind;
 use crate::tree::{Attributes, Error, Found, Result};
 
@@ -16,7 +18,8 @@ use crate::tree::{Attributes, Error, Found, Result};
 const MAX_WRITE: u32 = 1 << 20;
 /// The longest file name, in bytes.
 pub(super) const NAME_MAX: u32 = 255;
-pub(super) const PAGE: u32 = 4096;
+/// What files count blocks in, where somebody asks. There are none.
+pub(super) const BLOCK_SIZE: u32 = 4096;
 
 pub(super) fn errno(error: &Error) -> Errno {
     Errno::from_i32(error.errno)
@@ -46,7 +49,7 @@ pub(super) fn file_attr(a: &Attributes) -> FileAttr {
         gid: a.gid,
         rdev: 0,
         // The size of buffer that programs like to write: a value must come in one write.
-        blksize: 32 * PAGE,
+        blksize: 128 << 10,
         flags: 0,
     }
 }
@@ -109,14 +112,37 @@ pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>>) 
     }
 }
 
-/// The largest write that surely arrives whole: the kernel cuts writes at `max_write` and at
-/// its limit of pages.
+/// The kernel's pages, in bytes: 4,096, or 16 or 64 KiB on some machines.
+pub(super) fn page_size() -> u32 {
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u32::try_from(size).ok()).unwrap_or(4096)
+}
+
+/// The largest write to ask the kernel for, in bytes: it cuts writes at this, and at its own limit of pages.
 pub(super) fn max_write(capabilities: InitFlags) -> u32 {
-    if !capabilities.contains(InitFlags::FUSE_MAX_PAGES) {
-        return 32 * PAGE;
+    let pages = if capabilities.contains(InitFlags::FUSE_MAX_PAGES) {
+        let limit = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit").ok();
+        limit.and_then(|text| text.trim().parse().ok()).unwrap_or(256)
+    } else {
+        32
+    };
+    max_write_of(pages, page_size())
+}
+
+fn max_write_of(pages: u32, page_size: u32) -> u32 {
+    MAX_WRITE.min(pages.saturating_mul(page_size)).max(2 * page_size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_on_pages_of_every_size() {
+        assert_eq!(max_write_of(256, 4096), 1 << 20);
+        assert_eq!(max_write_of(32, 4096), 128 << 10);
+        assert_eq!(max_write_of(256, 65536), 1 << 20);
+        assert_eq!(max_write_of(1, 65536), 128 << 10);
+        assert!(page_size().is_power_of_two());
     }
-    let limit = std::fs::read_to_string("/proc/sys/fs/fuse/max_pages_limit")
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok());
-    MAX_WRITE.min(limit.unwrap_or(256).max(2).saturating_mul(PAGE))
 }

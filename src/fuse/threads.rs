@@ -53,6 +53,14 @@ impl Threads {
         self.hardly_wait(job);
     }
 
+    /// Runs a READ that may wait for QEMU. It never stands behind an OPEN that makes the kernel's size
+    /// grow, for which the kernel waits until such a READ is answered.
+    pub fn wait_to_read(&self, job: impl FnOnce(&Tree) + Send + 'static) {
+        self.watch.turn_away();
+        let tree = self.tree.clone();
+        self.pool.run_read(move || guard(|| job(&tree)));
+    }
+
     /// Runs what waits for QEMU only if what is at hand proves to be of no use: counted all the same among
     /// those that may be waiting.
     pub fn hardly_wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {

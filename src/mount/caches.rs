@@ -62,6 +62,12 @@ impl Kernel for KernelCaches {
         let _ = self.notifier.inval_inode(INodeNo(ino), -1, 0);
     }
 
+    fn value_grew(&self, ino: Ino, size: u64) {
+        // Its last byte in the page cache raises the size; the reply to OPEN drops the page again. It
+        // fails only if the kernel has forgotten the inode.
+        let _ = self.notifier.store(INodeNo(ino), size - 1, b"\n");
+    }
+
     fn entry_gone(&self, parent: Ino, file: &str) {
         // If there are too many, the kernel forgets the rest when their time is up.
         let _ = self.names.try_send(Forget::Gone(parent, file.to_owned()));

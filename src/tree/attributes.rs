@@ -29,12 +29,13 @@ impl Tree {
         if let Some(attributes) = self.temporary_attributes(ino) {
             return Ok(attributes);
         }
-        let what = self.inodes.lock().get(ino);
-        match what {
-            Some(What::Root) => Ok(self.attributes_of(ino, Kind::Child, 0)),
-            Some(What::Entry { entry, size, .. }) => Ok(self.attributes_of(ino, entry.kind, size)),
-            None => Err(libc::ENOENT.into()),
-        }
+        let mut inodes = self.inodes.lock();
+        let kind = match inodes.get(ino) {
+            Some(What::Root) => Kind::Child,
+            Some(What::Entry { entry, .. }) => entry.kind,
+            None => return Err(libc::ENOENT.into()),
+        };
+        Ok(self.attributes_of(ino, kind, inodes.tell_size(ino)))
     }
 
     pub(super) fn attributes_of(&self, ino: Ino, kind: Kind, size: u64) -> Attributes {

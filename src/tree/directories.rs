@@ -6,23 +6,29 @@ use parking_lot::Mutex;
 
 use super::listing::Listing;
 use super::{Found, Ino, Process, Result, Tree};
+use crate::qom::Kind;
 
 /// The sizes of a listing's entries, where they are known.
 pub(super) type Sizes = Arc<[Option<u64>]>;
 
-/// An open directory: the listing that it showed when it was opened or last rewound.
+/// An open directory.
 pub struct Directory {
     ino: Ino,
     parent: Ino,
-    shown: Mutex<Shown>,
+    /// Who opened it.
+    process: Process,
+    /// Since it was first read.
+    shown: Mutex<Option<Shown>>,
 }
 
-struct Shown {
+/// What an open directory shows until it is rewound.
+#[derive(Clone)]
+pub struct Shown {
+    ino: Ino,
+    parent: Ino,
     listing: Arc<Listing>,
     /// What the values that came with the listing are long, in its order.
     sizes: Option<Sizes>,
-    /// Something was read: offset 0 means "again".
-    begun: bool,
 }
 
 /// One line of a directory.
@@ -33,43 +39,21 @@ pub enum Item<'a> {
 }
 
 impl Tree {
-    /// Opens a directory, if that can be done without asking QEMU.
-    pub fn open_directory_cached(&self, ino: Ino, process: Process) -> Option<u64> {
-        let listing = self.listings.get(ino)?;
-        self.look_ahead(ino, &listing, process);
-        Some(self.opened(ino, listing, process))
-    }
-
-    /// Whether the listing of a directory was asked for ahead and came, so that opening it should wait
-    /// for nothing.
-    pub fn is_listing_at_hand(&self, ino: Ino, process: Process) -> bool {
-        let changes = self.listings.changes();
-        self.object(ino)
-            .is_ok_and(|path| self.ahead.is_ready(process, &path, changes))
-    }
-
-    /// Opens a directory and fixes what it shows.
+    /// Opens a directory. Nothing is asked for yet: `df` and a shell's `cd` do not read it.
     ///
     /// # Errors
-    /// Why QEMU does not list it.
+    /// ENOENT when its object is known to be gone, ENOTDIR.
     pub fn open_directory(&self, ino: Ino, process: Process) -> Result<u64> {
-        let listing = self.listing_for(ino, Some(process))?;
-        self.look_ahead(ino, &listing, process);
-        Ok(self.opened(ino, listing, process))
-    }
-
-    fn opened(&self, ino: Ino, listing: Arc<Listing>, process: Process) -> u64 {
+        if self.attributes(ino)?.kind != Kind::Child {
+            return Err(libc::ENOTDIR.into());
+        }
         let parent = self.inodes.lock().parent(ino);
-        let sizes = self.sizes_at_hand(ino, &listing, process);
-        self.directories.open(Directory {
+        Ok(self.directories.open(Directory {
             ino,
             parent,
-            shown: Mutex::new(Shown {
-                listing,
-                sizes,
-                begun: false,
-            }),
-        })
+            process,
+            shown: Mutex::default(),
+        }))
     }
 
     pub fn close_directory(&self, handle: u64) {
@@ -79,20 +63,24 @@ impl Tree {
     }
 
     /// Gives the lines of an open directory from `offset` on to `take`, with the offset of the
-    /// next one, until that returns true for "full".
+    /// next one, until that returns true for "full". `shown` is what it shows, where that is known.
     ///
     /// # Errors
-    /// EBADF; or why QEMU does not list it, when it is read again from the start.
+    /// EBADF; or why QEMU does not list it.
     pub fn read_directory(
         &self,
         handle: u64,
         offset: u64,
+        shown: Option<Shown>,
         mut take: impl FnMut(Item<'_>, u64) -> bool,
     ) -> Result<()> {
-        let directory = self.directories.get(handle).ok_or(libc::EBADF)?;
-        let (listing, sizes) = self.shown(&directory, offset)?;
+        let directory = match shown {
+            Some(shown) => shown,
+            None => self.shown(handle, offset)?,
+        };
+        let Shown { listing, sizes, .. } = &directory;
         // Looked up once it is read: it may have been dropped since it was opened.
-        let left = self.listings.left(directory.ino, &listing);
+        let left = self.listings.left(directory.ino, listing);
         for (index, name) in [(0, "."), (1, "..")] {
             let ino = if index == 0 {
                 directory.ino
@@ -119,29 +107,58 @@ impl Tree {
                 self.forget(ino, 1);
                 break;
             }
-            if let Some(size) = at_hand {
-                self.inodes.lock().show_size(ino, size);
-            }
         }
         Ok(())
     }
 
-    /// Whether reading an open directory from this offset on needs no answer from QEMU.
-    pub fn is_shown(&self, handle: u64, offset: u64) -> bool {
-        offset != 0
-            || self
-                .directories
-                .get(handle)
-                .is_none_or(|directory| directory.shown.try_lock().is_some_and(|shown| !shown.begun))
+    /// What an open directory shows from this offset on, if that can be told without asking QEMU.
+    pub fn shown_cached(&self, handle: u64, offset: u64) -> Option<Shown> {
+        let directory = self.directories.get(handle)?;
+        let mut shown = directory.shown.try_lock()?;
+        match &*shown {
+            Some(known) if offset > 0 => Some(known.clone()),
+            _ => {
+                let listing = self.listings.get(directory.ino)?;
+                Some(self.show(&directory, &mut shown, listing))
+            }
+        }
+    }
+
+    /// Whether the listing of an open directory was asked for ahead and came, so that reading it should wait
+    /// for nothing.
+    pub fn is_listing_at_hand(&self, handle: u64) -> bool {
+        let changes = self.listings.changes();
+        self.directories.get(handle).is_some_and(|directory| {
+            let path = self.object(directory.ino);
+            path.is_ok_and(|path| self.ahead.is_ready(directory.process, &path, changes))
+        })
     }
 
     /// What an open directory shows from this offset on. Rewound, it is looked up again.
-    fn shown(&self, directory: &Directory, offset: u64) -> Result<(Arc<Listing>, Option<Sizes>)> {
+    fn shown(&self, handle: u64, offset: u64) -> Result<Shown> {
+        let directory = self.directories.get(handle).ok_or(libc::EBADF)?;
         let mut shown = directory.shown.lock();
-        if offset == 0 && std::mem::replace(&mut shown.begun, true) {
-            shown.listing = self.listing(directory.ino)?;
-            shown.sizes = None;
+        let listing = match &*shown {
+            Some(known) if offset > 0 => return Ok(known.clone()),
+            Some(_) => self.listing(directory.ino)?,
+            None => self.listing_for(directory.ino, Some(directory.process))?,
+        };
+        Ok(self.show(&directory, &mut shown, listing))
+    }
+
+    fn show(&self, directory: &Directory, shown: &mut Option<Shown>, listing: Arc<Listing>) -> Shown {
+        let mut sizes = None;
+        if shown.is_none() {
+            self.look_ahead(directory.ino, &listing, directory.process);
+            sizes = self.sizes_at_hand(directory.ino, &listing, directory.process);
         }
-        Ok((shown.listing.clone(), shown.sizes.clone()))
+        shown
+            .insert(Shown {
+                ino: directory.ino,
+                parent: directory.parent,
+                listing,
+                sizes,
+            })
+            .clone()
     }
 }

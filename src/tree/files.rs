@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::error::Doing;
+use super::last_write::{LastWrite, Part};
 use super::{Error, Ino, Process, Result, Tree};
 use crate::qom::{self, Kind, Request};
 
@@ -20,7 +21,21 @@ pub type Held = Arc<AtomicUsize>;
 /// An open property.
 pub struct File {
     ino: Ino,
+    /// O_APPEND
+    append: bool,
     pinned: Mutex<Pinned>,
+    last_write: Mutex<LastWrite>,
+}
+
+/// How a property is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenMode {
+    /// O_WRONLY or O_RDWR
+    pub write: bool,
+    /// O_APPEND
+    pub append: bool,
+    /// O_TRUNC
+    pub truncate: bool,
 }
 
 /// The value that reads are served from, so that reading in pieces never mixes two.
@@ -30,13 +45,7 @@ struct Pinned {
     text: Option<Arc<Text>>,
     /// Something was read: offset 0 means "again", as in sysfs.
     begun: bool,
-    /// Where the last write ended, if it looks like the first part of a longer one.
-    cut_at: Option<u64>,
 }
-
-/// Buffers are cut at multiples of this: a write of so many bytes without a newline at its end,
-/// followed by another right behind it, was one value for its writer.
-const BUFFER: usize = 4096;
 
 /// A value as a file shows it, counted in what open files hold.
 struct Text {
@@ -95,27 +104,34 @@ impl Tree {
     ///
     /// # Errors
     /// EISDIR, EROFS, or why QEMU does not give the value.
-    pub fn open_file(&self, ino: Ino, read: bool, write: bool, process: Process) -> Result<u64> {
+    pub fn open_file(&self, ino: Ino, mode: OpenMode, process: Process) -> Result<u64> {
         let (_, _, entry) = self.property(ino)?;
         match entry.kind {
             Kind::Value => {}
             Kind::Child => return Err(libc::EISDIR.into()),
             Kind::Link => return Err(libc::ELOOP.into()),
         }
-        if write && self.settings.read_only {
+        if mode.write && self.settings.read_only {
             return Err(libc::EROFS.into());
         }
-        let text = if read && !write {
-            Some(self.fetch(ino, Some(process))?)
-        } else {
-            None
-        };
+        let mut text = None;
+        if !mode.write {
+            let fetched = self.fetch(ino, Some(process))?;
+            let size = fetched.bytes.len() as u64;
+            let must_grow = self.inodes.lock().kernel_must_grow(ino, size);
+            if must_grow && let Some(kernel) = self.kernel.get() {
+                kernel.value_grew(ino, size);
+            }
+            text = Some(fetched);
+        }
+        if mode.truncate {
+            self.inodes.lock().kernel_lowered(ino, 0);
+        }
         Ok(self.files.open(File {
             ino,
-            pinned: Mutex::new(Pinned {
-                text,
-                ..Pinned::default()
-            }),
+            append: mode.append,
+            pinned: Mutex::new(Pinned { text, begun: false }),
+            last_write: Mutex::default(),
         }))
     }
 
@@ -139,9 +155,19 @@ impl Tree {
         if offset == 0 && pinned.begun {
             return None;
         }
-        let slice = Slice::new(pinned.text.as_ref()?, offset, size);
+        let text = pinned.text.clone()?;
         pinned.begun = true;
-        Some(Ok(slice))
+        drop(pinned);
+        Some(Ok(self.slice(&file, &text, offset, size)))
+    }
+
+    /// A part of a value, for a READ.
+    fn slice(&self, file: &File, text: &Arc<Text>, offset: u64, size: u32) -> Slice {
+        // A READ for the page cache that gets less than it asked for lowers the kernel's size.
+        self.inodes
+            .lock()
+            .kernel_lowered(file.ino, text.bytes.len() as u64);
+        Slice::new(text, offset, size)
     }
 
     /// Reads from an open property, fetching its value where it is not pinned yet, or anew
@@ -161,7 +187,8 @@ impl Tree {
             }
         };
         pinned.begun = true;
-        Ok(Slice::new(&text, offset, size))
+        drop(pinned);
+        Ok(self.slice(&file, &text, offset, size))
     }
 
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
@@ -207,44 +234,63 @@ impl Tree {
     /// Sets an open property to what was written, less one newline at its end.
     ///
     /// # Errors
-    /// EFBIG for what is or may be a part of a longer write, EINVAL for what is not UTF-8 and so
-    /// cannot be a value, or QEMU's verdict.
+    /// EFBIG for the rest of a value that its writer cut, and for what may arrive cut; EPERM for an object's
+    /// end; EINVAL for what is not UTF-8 and so cannot be a value; or QEMU's verdict.
     pub fn write_file(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
         let file = self.files.get(handle).ok_or(libc::EBADF)?;
-        let (parent, path, entry) = self.property(file.ino)?;
-        let refused = |errno, why: &str| {
-            let why = format!("write to {path} {}: {why}", entry.name);
-            Err(self.failed(file.ino, Error::refused(errno, &why)))
-        };
+        let part = file.last_write.lock().part(offset, data, file.append);
+        match part {
+            Part::Value => {}
+            Part::Newline(outcome) => return outcome,
+            Part::Rest => {
+                let why = "the writer cut the value; only its first part was set, and needs to be set again \
+                           in one write (dd bs=1M, or a program that does not buffer)";
+                return Err(self.refuse_write(file.ino, libc::EFBIG, why));
+            }
+        }
+        let outcome = self.set_value(file.ino, data);
+        file.last_write.lock().set(offset, data, &outcome);
+        file.pinned.lock().text = None;
+        outcome
+    }
+
+    fn set_value(&self, ino: Ino, data: &[u8]) -> Result<()> {
+        let (parent, path, entry) = self.property(ino)?;
         let most = self.max_value.load(Ordering::Relaxed);
         if data.len() > most {
             let why = format!("a value must come in one write of at most {most} bytes");
-            return refused(libc::EFBIG, &why);
-        }
-        let looks_cut = data.len().is_multiple_of(BUFFER) && !data.ends_with(b"\n");
-        let end = offset.saturating_add(data.len() as u64);
-        let before = std::mem::replace(&mut file.pinned.lock().cut_at, looks_cut.then_some(end));
-        if before == Some(offset) {
-            let why = "the writer cut the value; only its first part was set, and needs to be set again \
-                       in one write (dd bs=1M, or a program that does not buffer)";
-            return refused(libc::EFBIG, why);
+            return Err(self.refuse_write(ino, libc::EFBIG, &why));
         }
         let Ok(text) = std::str::from_utf8(data) else {
-            return refused(libc::EINVAL, "the value is not UTF-8; nothing was sent");
+            return Err(self.refuse_write(ino, libc::EINVAL, "the value is not UTF-8; nothing was sent"));
         };
         let text = text.strip_suffix('\n').unwrap_or(text);
+        // It does not unplug: QEMU aborts, or goes on without a part that it needs.
+        if &*entry.name == "realized" && qom::parse_bool(text) == Some(false) {
+            let why = "'realized' cannot be set to false, which would break the machine; what unplugs a device is \
+                       device_del (in QMP and in the human monitor; virsh detach-device)";
+            return Err(self.refuse_write(ino, libc::EPERM, why));
+        }
         self.ahead.wrote();
         let outcome = self.qom.set_text(&path, &entry.name, &entry.declared, text);
         // Even a refused or unanswered write may have changed something.
         self.ahead.wrote();
-        file.pinned.lock().text = None;
         self.written(parent, &entry.file);
         match outcome {
             Ok(()) => {
-                self.errors.lock().clear(file.ino);
+                self.errors.lock().clear(ino);
                 Ok(())
             }
-            Err(e) => Err(self.failed(file.ino, Error::from_qom(&e, Doing::Write))),
+            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::Write))),
         }
+    }
+
+    /// Refuses a write that QEMU is not asked about.
+    fn refuse_write(&self, ino: Ino, errno: i32, why: &str) -> Error {
+        let what = match self.property(ino) {
+            Ok((_, path, entry)) => format!("write to {path} {}: {why}", entry.name),
+            Err(_) => why.to_owned(),
+        };
+        self.failed(ino, Error::refused(errno, &what))
     }
 }

@@ -15,7 +15,7 @@ pub type Ino = u64;
 pub const ROOT: Ino = 1;
 
 /// What a file or link shows as its size before its value was read, as in sysfs.
-pub const UNREAD: u64 = 4096;
+pub const UNREAD_SIZE: u64 = 4096;
 
 #[derive(Debug)]
 struct Node {
@@ -24,7 +24,10 @@ struct Node {
     /// How often the kernel was given this inode and has not forgotten it.
     lookups: u64,
     /// The length of the value that was opened last, or else came with a listing.
-    size: u64,
+    size: Option<u64>,
+    /// The kernel's own idea of the size is not below this: what it was told, or made of a truncation or
+    /// of a short read through its page cache since.
+    kernel_size: u64,
     /// Nodes of which this is the parent; they need it for their path.
     children: u32,
     /// The object is gone; another one may have its path now.
@@ -35,11 +38,7 @@ struct Node {
 #[derive(Debug, Clone)]
 pub enum What {
     Root,
-    Entry {
-        parent: Ino,
-        entry: Arc<Entry>,
-        size: u64,
-    },
+    Entry { parent: Ino, entry: Arc<Entry> },
 }
 
 /// The inodes that the kernel knows.
@@ -87,12 +86,20 @@ impl Inodes {
 
     /// The inode of an entry, counted as given to the kernel once more. It gets the `reserved`
     /// number if it has none yet. An entry that changed its type is another one and gets a new
-    /// number. `None` when there are too many.
-    pub fn enter(&mut self, parent: Ino, entry: &Arc<Entry>, reserved: Ino) -> Option<Ino> {
+    /// number. `size` is that of its value, where that came with a listing: of a value that somebody has
+    /// opened, the size is what he reads. `None` when there are too many.
+    pub fn enter(
+        &mut self,
+        parent: Ino,
+        entry: &Arc<Entry>,
+        reserved: Ino,
+        size: Option<u64>,
+    ) -> Option<Ino> {
         if let Some(ino) = self.names.get(parent, &entry.file) {
             match self.nodes.get_mut(&ino) {
                 Some(node) if node.entry == *entry => {
                     node.lookups += 1;
+                    node.size = node.size.or(size);
                     return Some(ino);
                 }
                 _ => self.detach(ino),
@@ -108,11 +115,11 @@ impl Inodes {
         } else {
             reserved
         };
-        self.insert(ino, parent, entry.clone(), 1);
+        self.insert(ino, parent, entry.clone(), 1, size);
         Some(ino)
     }
 
-    fn insert(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64) {
+    fn insert(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64, size: Option<u64>) {
         if let Some(parent) = self.nodes.get_mut(&parent) {
             parent.children += 1;
         }
@@ -125,7 +132,8 @@ impl Inodes {
                 parent,
                 entry,
                 lookups,
-                size: UNREAD,
+                size,
+                kernel_size: u64::MAX,
                 children: 0,
                 dead: false,
             },
@@ -159,7 +167,7 @@ impl Inodes {
         if let Some(old) = self.names.get(parent, &entry.file) {
             self.detach(old);
         }
-        self.insert(ino, parent, entry, lookups);
+        self.insert(ino, parent, entry, lookups, None);
     }
 
     /// The inode under a file name, if the kernel knows it.
@@ -193,7 +201,6 @@ impl Inodes {
         Some(What::Entry {
             parent: node.parent,
             entry: node.entry.clone(),
-            size: node.size,
         })
     }
 
@@ -231,30 +238,40 @@ impl Inodes {
         self.nodes.get(&ino).map_or(ROOT, |node| node.parent)
     }
 
-    /// What an inode shows as its size; 0 where it has none.
-    pub fn size(&self, ino: Ino) -> u64 {
-        self.nodes.get(&ino).map_or(0, |node| node.size)
+    /// The size that the kernel is told of an inode; 0 where it has none.
+    pub fn tell_size(&mut self, ino: Ino) -> u64 {
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return 0;
+        };
+        let size = node.size.unwrap_or(UNREAD_SIZE);
+        // The kernel ignores a size that crosses a later change on its way, so being told raises nothing.
+        node.kernel_size = node.kernel_size.min(size);
+        size
     }
 
     /// Remembers the length of the value that was opened. True when the kernel was told another.
     pub fn set_size(&mut self, ino: Ino, size: u64) -> bool {
-        match self.nodes.get_mut(&ino) {
-            Some(node) if node.size != size => {
-                node.size = size;
-                true
-            }
-            _ => false,
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return false;
+        };
+        node.size.replace(size).unwrap_or(UNREAD_SIZE) != size
+    }
+
+    /// The kernel may have made the size of an inode this small, without asking.
+    pub fn kernel_lowered(&mut self, ino: Ino, size: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.kernel_size = node.kernel_size.min(size);
         }
     }
 
-    /// Remembers the length of a value that the kernel was told and that nobody has opened yet: of one
-    /// that somebody has, the size is what he reads.
-    pub fn show_size(&mut self, ino: Ino, size: u64) {
-        if let Some(node) = self.nodes.get_mut(&ino)
-            && node.size == UNREAD
-        {
-            node.size = size;
-        }
+    /// Whether the kernel may believe that a value is shorter than this; from now on it is taken not to.
+    pub fn kernel_must_grow(&mut self, ino: Ino, size: u64) -> bool {
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return false;
+        };
+        let grows = node.kernel_size < size;
+        node.kernel_size = node.kernel_size.max(size);
+        grows
     }
 
     /// The object or property of this inode is gone: whatever has its path from now on is

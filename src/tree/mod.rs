@@ -13,6 +13,7 @@ mod fetch;
 mod files;
 mod handles;
 mod inodes;
+mod last_write;
 mod links;
 mod listing;
 mod lookahead;
@@ -24,7 +25,7 @@ mod xattr;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -35,14 +36,14 @@ use crate::qom::{Kind, Path, Qom};
 use ahead::Ahead;
 pub use attributes::Attributes;
 use cache::Listings;
-pub use directories::{Directory, Item};
+pub use directories::{Directory, Item, Shown};
 pub use error::{Error, Result};
 use errors::LastErrors;
-pub use files::Slice;
 use files::{File, Held};
+pub use files::{OpenMode, Slice};
 use handles::Handles;
 pub use inodes::{Ino, ROOT};
-use inodes::{Inodes, UNREAD, What};
+use inodes::{Inodes, What};
 pub use links::link_text;
 use listing::{Entries, Entry, Listing};
 pub use names::{file_name, file_names};
@@ -70,6 +71,9 @@ pub struct Settings {
 pub trait Kernel: Send + Sync {
     /// The attributes of this inode changed.
     fn attributes_changed(&self, ino: Ino);
+    /// The value of this inode is so long, in bytes, and ends with a newline: reads through the page cache
+    /// (`splice`, `sendfile`, `mmap`) end where the kernel believes that it ends. May wait for a READ.
+    fn value_grew(&self, ino: Ino, size: u64);
     /// The name is gone from the directory. May be carried out later: while a request for
     /// this directory is being answered, the kernel cannot act on it.
     fn entry_gone(&self, parent: Ino, file: &str);
@@ -90,6 +94,7 @@ pub type Process = u32;
 
 /// The mounted tree.
 pub struct Tree {
+    this: Weak<Tree>,
     qom: Qom,
     settings: Settings,
     started: SystemTime,
@@ -112,7 +117,8 @@ pub struct Tree {
 impl Tree {
     /// A tree that follows what the monitor of `qom` announces.
     pub fn new(qom: Qom, settings: Settings) -> Arc<Tree> {
-        let tree = Arc::new(Tree {
+        let tree = Arc::new_cyclic(|this| Tree {
+            this: this.clone(),
             qom,
             started: SystemTime::now(),
             kernel: OnceLock::new(),
@@ -216,16 +222,13 @@ impl Tree {
         lifetime: Duration,
     ) -> Result<Found> {
         let mut inodes = self.inodes.lock();
-        let Some(ino) = inodes.enter(parent, entry, reserved) else {
+        let Some(ino) = inodes.enter(parent, entry, reserved, size) else {
             return Err(Error::refused(
                 libc::ENOMEM,
                 "the kernel holds too many files of this mount",
             ));
         };
-        let size = match (inodes.size(ino), size) {
-            (UNREAD, Some(size)) => size,
-            (known, _) => known,
-        };
+        let size = inodes.tell_size(ino);
         if !lifetime.is_zero() {
             inodes.give(parent);
         }
@@ -298,11 +301,17 @@ impl Tree {
 
     /// Remembers why something failed, and drops what is no longer true of it.
     fn failed(&self, ino: Ino, error: Error) -> Error {
-        if let Some(words) = &error.words {
-            self.errors.lock().set(ino, words);
-        }
+        let Some(words) = &error.words else {
+            return error;
+        };
+        self.errors.lock().set(ino, words);
         if error.stale {
-            self.gone(ino);
+            // QEMU names the object if that is what it does not find, and not the property.
+            let object = self
+                .property(ino)
+                .ok()
+                .filter(|(_, path, entry)| entry.kind != Kind::Child && words.contains(&format!("'{path}'")));
+            self.gone(object.map_or(ino, |(parent, ..)| parent));
         }
         error
     }

@@ -1,23 +1,29 @@
-//! Setting a link with `ln -sfn`: a symbolic link under a temporary name, renamed over the old.
+//! Setting a link: a symbolic link under any other name, renamed over it, as `ln -sfn` does.
 
 use std::collections::HashMap;
+use std::thread;
 use std::time::{Duration, Instant};
+
+use log::warn;
 
 use super::error::Doing;
 use super::links::is_unset;
 use super::{Attributes, Error, Found, Ino, Result, Tree};
+use crate::qmp::printable;
 use crate::qom::{Kind, Path, Request};
 
-/// `ln` renames at once; what is left after this long was left by one that broke off.
+/// How long a link has to be renamed.
 const LIFETIME: Duration = Duration::from_secs(5);
 const MOST: usize = 64;
 /// As deep as Linux follows links.
 const MOST_LINKS: usize = 40;
 
-/// The temporary names in use.
+/// The symbolic links that were made and not renamed yet.
 #[derive(Default)]
 pub struct Temporaries {
     links: HashMap<Ino, Temporary>,
+    /// A thread waits for the end of their time.
+    watched: bool,
 }
 
 struct Temporary {
@@ -26,12 +32,6 @@ struct Temporary {
     target: String,
     made: Instant,
     lookups: u64,
-}
-
-/// The names that coreutils' `ln` uses: `Cu` and six letters or digits. Any other name would
-/// be a link that its maker wants to keep, and there is none to be kept.
-fn is_temporary_name(file: &str) -> bool {
-    file.len() == 8 && file.starts_with("Cu") && file.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
 impl Temporaries {
@@ -70,7 +70,7 @@ impl Tree {
     /// Makes a temporary link, the first step of `ln -sfn`.
     ///
     /// # Errors
-    /// EPERM for any other name, EEXIST, EROFS.
+    /// EEXIST, EROFS; ENOSPC when there are too many.
     pub fn make_link(&self, parent: Ino, file: &str, target: &str) -> Result<Found> {
         if self.settings.read_only {
             return Err(libc::EROFS.into());
@@ -78,12 +78,11 @@ impl Tree {
         if self.listing(parent)?.find(file).is_some() {
             return Err(libc::EEXIST.into());
         }
-        if !is_temporary_name(file) {
-            return Err(libc::EPERM.into());
-        }
         let ino = self.inodes.lock().unnamed();
         let mut temporaries = self.temporaries.lock();
-        temporaries.links.retain(|_, t| t.made.elapsed() < LIFETIME);
+        if temporaries.find(parent, file).is_some() {
+            return Err(libc::EEXIST.into());
+        }
         if temporaries.links.len() >= MOST {
             return Err(libc::ENOSPC.into());
         }
@@ -97,24 +96,56 @@ impl Tree {
                 lookups: 0,
             },
         );
+        let watched = std::mem::replace(&mut temporaries.watched, true);
         drop(temporaries);
+        if !watched {
+            self.watch_temporaries();
+        }
         self.temporary(parent, file).ok_or_else(|| libc::EIO.into())
+    }
+
+    /// Removes links as their time ends, until there are none.
+    fn watch_temporaries(&self) {
+        let tree = self.this.clone();
+        let watch = move || {
+            while let Some(left) = tree.upgrade().and_then(|tree| tree.drop_old_temporaries()) {
+                thread::sleep(left);
+            }
+        };
+        let thread = thread::Builder::new().name("links".into()).spawn(watch);
+        if thread.is_err() {
+            self.temporaries.lock().watched = false; // the next link tries again
+        }
+    }
+
+    /// Removes the links whose time has ended. Gives the time until the next one's end; `None` when there
+    /// is none.
+    fn drop_old_temporaries(&self) -> Option<Duration> {
+        let mut temporaries = self.temporaries.lock();
+        let old = temporaries.links.extract_if(|_, t| t.made.elapsed() >= LIFETIME);
+        let old: Vec<Temporary> = old.map(|(_, temporary)| temporary).collect();
+        let first = temporaries.links.values().map(|t| t.made).min();
+        temporaries.watched = first.is_some();
+        drop(temporaries);
+        for Temporary { file, target, .. } in old {
+            let why = format!(
+                "the symbolic link '{file}' to '{target}' is gone: it was not renamed over a link within \
+                 {LIFETIME:?}, which is all that it can be made for"
+            );
+            warn!("{}", printable(&why));
+        }
+        first.map(|made| LIFETIME.saturating_sub(made.elapsed()))
     }
 
     /// Removes a temporary link; nothing else can be removed.
     ///
     /// # Errors
-    /// EPERM; ENOENT for a temporary link that is gone.
+    /// EPERM
     pub fn remove_link(&self, parent: Ino, file: &str) -> Result<()> {
         let mut temporaries = self.temporaries.lock();
-        match temporaries.find(parent, file) {
-            Some(ino) => {
-                temporaries.links.remove(&ino);
-                Ok(())
-            }
-            None if is_temporary_name(file) => Err(libc::ENOENT.into()),
-            None => Err(libc::EPERM.into()),
-        }
+        let ino = temporaries.find(parent, file).ok_or(libc::EPERM)?;
+        temporaries.links.remove(&ino);
+        Ok(())
     }
 
     /// Renames a temporary link over a link property, which sets that property. The temporary
@@ -128,28 +159,29 @@ impl Tree {
             return Err(libc::EROFS.into());
         }
         let mut temporaries = self.temporaries.lock();
-        let Some(ino) = temporaries.find(from.0, from.1) else {
-            return Err(libc::EPERM.into());
-        };
-        let Some(temporary) = temporaries.links.remove(&ino) else {
-            return Err(libc::EPERM.into());
-        };
+        let found = temporaries.find(from.0, from.1);
+        let temporary = found.and_then(|ino| Some((ino, temporaries.links.remove(&ino)?)));
         drop(temporaries);
+        let (ino, temporary) = temporary.ok_or(libc::EPERM)?;
         let (parent, file) = to;
         let listing = self.listing(parent)?;
-        let Some((_, entry)) = listing.find(file) else {
-            return Err(libc::EPERM.into());
-        };
-        if entry.kind != Kind::Link || parent != temporary.parent {
-            return Err(libc::EPERM.into());
-        }
+        let link = listing.find(file).filter(|(_, entry)| entry.kind == Kind::Link);
+        let (_, entry) = link.ok_or(libc::EPERM)?;
+        let replaced = self.inodes.lock().named(parent, file);
         let object = self.object(parent)?;
-        let target = self.target(&object, &temporary.target)?;
-        self.ahead.wrote();
-        let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
-        self.ahead.wrote();
-        self.written(parent, file);
-        outcome.map_err(|e| Error::from_qom(&e, Doing::Write))?;
+        let outcome = self.target(&object, &temporary.target).and_then(|target| {
+            self.ahead.wrote();
+            let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
+            self.ahead.wrote();
+            self.written(parent, file);
+            outcome.map_err(|e| Error::from_qom(&e, Doing::Write))
+        });
+        if let Err(e) = outcome {
+            return Err(match replaced {
+                Some(link) => self.failed(link, e),
+                None => e,
+            });
+        }
         // To the kernel, the link now is the inode that had the temporary name.
         self.inodes
             .lock()
@@ -229,23 +261,6 @@ impl Tree {
                 Path::parse(&target)
                     .ok_or_else(|| no_object(libc::ENOENT, &format!("the link '{file}' in {at} is unset")))
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_ln() {
-        for (name, is) in [
-            ("CuAb12xY", true),
-            ("CuAb12x", false),
-            ("XuAb12xY", false),
-            ("Cu../../", false),
-        ] {
-            assert_eq!(is_temporary_name(name), is, "{name}");
         }
     }
 }

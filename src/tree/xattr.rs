@@ -35,7 +35,9 @@ impl Tree {
             (Kind::Link, "qom.type") | (Kind::Value | Kind::Child, "user.qom.type") => {
                 Some(self.declared(ino)?)
             }
-            (Kind::Value | Kind::Child, "user.qom.error") => self.errors.lock().get(ino).map(str::to_owned),
+            (Kind::Link, "qom.error") | (Kind::Value | Kind::Child, "user.qom.error") => {
+                self.errors.lock().get(ino).map(str::to_owned)
+            }
             (Kind::Value | Kind::Child, "user.qom.description") => self.description(ino)?.description,
             (Kind::Value | Kind::Child, "user.qom.default") => self.description(ino)?.default,
             _ => None,
@@ -52,7 +54,8 @@ impl Tree {
             return Ok(Vec::new());
         }
         let names: &[&str] = match self.kind(ino)? {
-            Kind::Link => &["qom.type"],
+            // Nothing keeps them outside of the mount, so what copies all attributes would fail.
+            Kind::Link => &[],
             _ => &[
                 "user.qom.type",
                 "user.qom.description",

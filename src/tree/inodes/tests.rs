@@ -11,7 +11,7 @@ fn entry(name: &str, declared: &str, kind: Kind) -> Arc<Entry> {
 
 fn enter(inodes: &mut Inodes, parent: Ino, entry: &Arc<Entry>) -> Option<Ino> {
     let reserved = inodes.reserve(1);
-    inodes.enter(parent, entry, reserved)
+    inodes.enter(parent, entry, reserved, None)
 }
 
 fn child(name: &str) -> Arc<Entry> {
@@ -62,10 +62,36 @@ fn what_is_gone_stays_gone() {
 fn sizes() {
     let mut inodes = Inodes::default();
     let p = enter(&mut inodes, ROOT, &entry("p", "str", Kind::Value)).unwrap();
-    assert!(!inodes.set_size(p, UNREAD));
+    assert_eq!(inodes.tell_size(p), UNREAD_SIZE);
+    assert!(!inodes.set_size(p, UNREAD_SIZE));
     assert!(inodes.set_size(p, 5));
-    assert!(matches!(inodes.get(p), Some(What::Entry { size: 5, .. })));
+    assert_eq!(inodes.tell_size(p), 5);
+    // Only of a value that nobody has opened does a listing tell the size.
+    let entry = entry("q", "str", Kind::Value);
+    let reserved = inodes.reserve(1);
+    let q = inodes.enter(ROOT, &entry, reserved, Some(7)).unwrap();
+    assert_eq!(inodes.tell_size(q), 7);
+    inodes.enter(ROOT, &entry, reserved, Some(8)).unwrap();
+    assert_eq!(inodes.tell_size(q), 7);
+    inodes.set_size(q, UNREAD_SIZE);
+    inodes.enter(ROOT, &entry, reserved, Some(8)).unwrap();
+    assert_eq!(inodes.tell_size(q), UNREAD_SIZE);
     assert!(inodes.object(p).is_none());
+}
+
+#[test]
+fn the_kernels_size_is_known_from_below() {
+    let mut inodes = Inodes::default();
+    let p = enter(&mut inodes, ROOT, &entry("p", "str", Kind::Value)).unwrap();
+    inodes.tell_size(p);
+    assert!(!inodes.kernel_must_grow(p, UNREAD_SIZE));
+    assert!(inodes.kernel_must_grow(p, UNREAD_SIZE + 1));
+    assert!(!inodes.kernel_must_grow(p, UNREAD_SIZE + 1), "once is enough");
+    inodes.kernel_lowered(p, 10);
+    inodes.set_size(p, 9000);
+    inodes.tell_size(p);
+    assert!(!inodes.kernel_must_grow(p, 10));
+    assert!(inodes.kernel_must_grow(p, 11), "what it is told may come late");
 }
 
 #[test]

@@ -1,0 +1,134 @@
+//! Programs that write a value in pieces: a newline of its own ends it, anything else is refused, and none ends with
+//! exit status 0 and half a value set.
+
+mod common;
+
+use common::sh::quote;
+use common::*;
+use serde_json::json;
+
+const ARGS: [&str; 0] = [];
+
+#[track_caller]
+fn string_of(qemu: &Qemu) -> String {
+    let value = qemu.truth().get("/machine", "append").expect("a string");
+    value.as_str().expect("a string").to_owned()
+}
+
+#[test]
+fn a_newline_in_a_write_of_its_own_ends_the_value() {
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "none", &ARGS);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let file = quote(mount.join("machine/append"));
+        for (command, value) in [
+            (format!("(printf hello; echo) > {file}"), "hello"),
+            (format!("(printf hello; echo) >> {file}"), "hello"),
+            (
+                format!("PYTHONUNBUFFERED=1 python3 -c 'print(\"py\")' > {file}"),
+                "py",
+            ),
+            (format!("stdbuf -o0 /usr/bin/printf 'x\\n' > {file}"), "x"),
+            (
+                format!("node -e 'process.stdout.write(\"node\"); process.stdout.write(\"\\n\")' > {file}"),
+                "node",
+            ),
+            (
+                format!("perl -e '$|=1; print \"perl\"; print \"\\n\"' > {file}"),
+                "perl",
+            ),
+            (format!("printf 'y\\n' | dd of={file} bs=1 status=none"), "y"),
+            (
+                format!("exec 3> {file}; printf one >&3; echo >&3; printf two >&3; echo >&3"),
+                "two",
+            ),
+            (format!("exec 3> {file}; echo one >&3; echo two >&3"), "two"),
+            (format!("exec 3> {file}; echo one >&3; echo >&3"), ""),
+            (format!("(printf %4096s; echo) > {file}"), &" ".repeat(4096)),
+        ] {
+            qemu.truth()
+                .set("/machine", "append", json!("before"))
+                .expect("set");
+            sh(&command).ok();
+            assert_eq!(string_of(&qemu), value, "{which:?} {command}");
+        }
+    }
+}
+
+#[test]
+fn the_rest_of_a_cut_value_is_refused() {
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "none", &ARGS);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let file = quote(mount.join("machine/append"));
+        let large = quote(qemu.dir().join("large"));
+        sh(&format!("seq 40000 > {large}")).ok();
+        let pwrite = "import os, sys
+f = os.open(sys.argv[1], os.O_WRONLY)
+os.pwrite(f, b\"hel\", 0)
+for text in (b\"lo\", b\"lo\", b\"\\n\"):
+    try: os.pwrite(f, text, 3)
+    except OSError as e: print(e.errno)";
+        for command in [
+            format!("printf 'hello\\n' | dd of={file} bs=1"),
+            format!("(printf hel; printf lo) > {file}"),
+            format!("(printf hel; printf lo) >> {file}"),
+            format!("(printf hel; printf lo; echo) > {file}"),
+            format!("(printf hel; stat {file} > /dev/null; printf lo) >> {file}"),
+            format!("busybox cat {large} > {file}"),
+            format!("cat {large} {large} > {file}"),
+            format!("node -e 'process.stdout.write(\"a\"); process.stdout.write(\"b\")' > {file}"),
+            format!("perl -e '$|=1; print \"a\"; print \"b\" or die $!' > {file}"),
+            // A newline that may be where a buffer ended.
+            format!(
+                "head -c 4095 /dev/zero | tr '\\0' x > {large}.x; echo >> {large}.x; (cat {large}.x; echo) > {file}"
+            ),
+        ] {
+            let out = sh(&command);
+            assert!(
+                out.fails().stderr.contains("File too large") || out.stderr.contains("EFBIG"),
+                "{which:?} {out}"
+            );
+        }
+        let out = sh(&format!("python3 -c {} {file}", quote(pwrite)));
+        assert_eq!(out.ok().text(), "27\n27\n27", "{which:?}");
+        let why = sh(&format!("getfattr --only-values -n user.qom.error {file}"));
+        assert!(why.ok().text().contains("cut the value"), "{why}");
+        // From the start it is a new value.
+        sh(&format!(
+            "exec 3> {file}; printf hel >&3; printf lo >&3; echo whole > {file}"
+        ))
+        .ok();
+        assert_eq!(string_of(&qemu), "whole");
+    }
+}
+
+#[test]
+fn a_refusal_is_not_made_good_by_a_newline() {
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "q35", &ARGS);
+        let relay = Relay::start(qemu.dir(), &qemu.socket());
+        let mount = Mount::start(relay.socket(), &[]);
+        let acpi = quote(mount.join("machine/acpi"));
+        let before = qemu.truth().get("/machine", "acpi").expect("a value");
+        for command in [
+            format!("(printf bad; echo) > {acpi}"),
+            format!("(printf bad; echo; echo) > {acpi}"),
+            format!("(printf bad; echo) >> {acpi}"),
+            format!("perl -e '$|=1; print \"bad\"; print \"\\n\" or die $!' > {acpi}"),
+        ] {
+            relay.reset();
+            let out = sh(&command);
+            assert!(out.fails().stderr.contains("Invalid argument"), "{which:?} {out}");
+            assert_eq!(relay.count("qom-set"), 1, "{command}: {:?}", relay.requests());
+            assert_eq!(
+                qemu.truth().get("/machine", "acpi"),
+                Ok(before.clone()),
+                "{command}"
+            );
+        }
+        // What is good after what was bad is set.
+        sh(&format!("exec 3> {acpi}; printf bad >&3; printf off >&3")).ok();
+        assert_eq!(qemu.truth().get("/machine", "acpi"), Ok(json!("off")));
+    }
+}

@@ -1,0 +1,182 @@
+//! Programs that read through the kernel's page cache (`splice`, `sendfile`, private `mmap`) get the whole value,
+//! however it has grown or shrunk, and so does what reads as usual.
+
+mod common;
+
+use std::time::Duration;
+
+use common::sh::{quote, sh_start};
+use common::*;
+use serde_json::json;
+
+const UUTILS: &str = "/usr/lib/cargo/bin/coreutils";
+
+const SENDFILE: &str = "import os, sys
+f = os.open(sys.argv[1], os.O_RDONLY)
+while os.sendfile(1, f, None, 1 << 16): pass";
+
+const SPLICE: &str = "import os, sys
+f, (r, w) = os.open(sys.argv[1], os.O_RDONLY), os.pipe()
+while n := os.splice(f, w, 1 << 16):
+    while n: n -= len(data := os.read(r, n)); sys.stdout.buffer.write(data)";
+
+const MMAP: &str = "import mmap, os, sys
+f = os.open(sys.argv[1], os.O_RDONLY)
+sys.stdout.buffer.write(mmap.mmap(f, os.fstat(f).st_size, access=mmap.ACCESS_COPY))";
+
+/// Commands that write to standard output what is in a file, in a folder of their own.
+fn readers(file: &str) -> Vec<String> {
+    let python = |script: &str| format!("python3 -c {} {file}", quote(script));
+    vec![
+        format!("busybox cat {file}"),
+        format!("rm -f copy; busybox cp {file} copy; cat copy"),
+        format!("{UUTILS}/cat {file}"),
+        format!("rm -f copy; {UUTILS}/cp {file} copy; cat copy"),
+        python(SENDFILE),
+        python(SPLICE),
+        python(MMAP),
+        format!("cat {file}"),
+        format!("dd if={file} status=none"),
+        format!("dd if={file} bs=7 status=none"),
+        format!("rm -f copy; cp {file} copy; cat copy"),
+        format!("exec 3< {file}; busybox cat <&3"),
+    ]
+}
+
+#[track_caller]
+fn every_length(which: Which) {
+    let qemu = Qemu::start(which, "none", &[]);
+    let mount = Mount::start(&qemu.socket(), &["-o", "timeout=30"]);
+    let file = quote(mount.join("machine/append"));
+    // Lengths at the end of a page, of a READ, and beside them.
+    let lengths = [0, 6000, 10, 9000, 300_000, 4095, 4096, 3, 16_385, 8191, 16_383, 2];
+    for (turn, reader) in readers(&file).into_iter().enumerate() {
+        // A reader each, so that none profits from what another one told the kernel.
+        for length in lengths {
+            let letter = char::from(b'a' + turn as u8);
+            let text: String = std::iter::repeat_n(letter, length).collect();
+            qemu.truth()
+                .set("/machine", "append", json!(text))
+                .expect("set a string");
+            let out = sh_in(qemu.dir(), &reader);
+            assert!(
+                out.ok().stdout == format!("{text}\n").into_bytes(),
+                "{which:?}, {length} bytes, {reader}: {} bytes",
+                out.stdout.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_reader_of_an_old_qemu_gets_the_whole_value() {
+    every_length(Which::Old);
+}
+
+#[test]
+fn every_reader_of_a_new_qemu_gets_the_whole_value() {
+    every_length(Which::New);
+}
+
+#[test]
+fn a_value_just_written_is_read_whole() {
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "none", &[]);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let (flag, text) = (
+            quote(mount.join("machine/dump-guest-core")),
+            quote(mount.join("machine/append")),
+        );
+        for reader in readers(&flag) {
+            for (word, shown) in [("off", "false"), ("on", "true"), ("off", "false")] {
+                let out = sh_in(qemu.dir(), &format!("echo {word} > {flag}; {reader}"));
+                assert_eq!(out.ok().text(), shown, "{which:?} {reader}");
+            }
+        }
+        for reader in readers(&text) {
+            for command in [
+                "truncate -s 0",
+                "echo >",
+                "echo longer than before >>",
+                "printf x | dd of=",
+            ] {
+                let write = match command.strip_suffix('=') {
+                    Some(_) => format!("{command}{text} status=none"),
+                    None => format!("{command} {text}"),
+                };
+                let out = sh_in(qemu.dir(), &format!("{write}; {reader}"));
+                let now = qemu.truth().get("/machine", "append").expect("a string");
+                assert_eq!(
+                    out.ok().text(),
+                    now.as_str().expect("a string"),
+                    "{which:?} {write}; {reader}"
+                );
+            }
+        }
+    }
+}
+
+/// A walk costs no request more, and each reader one `qom-get`.
+#[test]
+fn it_takes_no_further_request() {
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "none", &[]);
+        let relay = Relay::start(qemu.dir(), &qemu.socket());
+        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
+        let file = quote(mount.join("machine/append"));
+        sh(&format!("stat {file}")).ok();
+        for reader in readers(&file) {
+            qemu.truth()
+                .set("/machine", "append", json!("x".repeat(10_000)))
+                .expect("set a string");
+            relay.reset();
+            sh_in(qemu.dir(), &reader).ok();
+            // uutils' cp reads it a second time, from the start.
+            let most = if reader.contains("coreutils/cp") { 2 } else { 1 };
+            let asked = relay.requests();
+            assert!(
+                asked.len() <= most && relay.count("qom-get") == asked.len(),
+                "{which:?} {reader}: {asked:?}"
+            );
+        }
+    }
+}
+
+/// The kernel waits for a READ while it is told of a length: many who open and many who read one file at once,
+/// with a value that changes each time and a slow QEMU, do not hold each other up.
+#[test]
+fn many_at_once_do_not_wait_for_each_other() {
+    let tree = ScriptedTree::new()
+        .object("/a")
+        .prop("/a", "text", "string", json!(""));
+    let mut answer = tree.handler();
+    let mut turn = 0_usize;
+    let server = Scripted::start(move |command, args| {
+        if command != "qom-get" {
+            return answer(command, args);
+        }
+        turn += 1;
+        let value = Action::Return(json!("x".repeat(turn * 7919 % 40_000)));
+        Action::Delay(Duration::from_millis(2), Box::new(value))
+    });
+    let mount = Mount::start(server.socket(), &["-o", "timeout=60"]);
+    let again = "import os, sys
+f = os.open(sys.argv[1], os.O_RDONLY)
+for _ in range(10):
+    os.lseek(f, 0, os.SEEK_SET)
+    while os.sendfile(1, f, None, 1 << 16): pass";
+    let file = quote(mount.join("a/text"));
+    let again = format!("python3 -c {} {file}", quote(again));
+    let loops: Vec<_> = (0..90)
+        .map(|number| {
+            sh_start(&match number % 3 {
+                0 => format!("{again} > /dev/null"),
+                _ => format!("for i in 1 2 3 4 5; do busybox cat {file}; done > /dev/null"),
+            })
+        })
+        .collect();
+    for running in loops {
+        running.finish(Duration::from_secs(90)).ok();
+    }
+    mount.unmount();
+}
