@@ -81,7 +81,8 @@ fn an_object_that_vanishes_during_a_walk_harms_no_other() {
             let mut printed = out.lines();
             printed.sort_unstable();
             assert_eq!(printed, lines(&["a", "b", "d", "e"]), "{out}");
-            assert!(out.stderr.contains("c: No such file or directory"), "{out}");
+            // As a folder is taken that somebody else removed meanwhile.
+            assert_eq!(out.stderr, "", "{out}");
             // Nobody's values were asked for one by one because of it.
             shown |= asked_alone_after_all(&batches(&server), "/c") && server.count("qom-get") <= 1;
             if shown {

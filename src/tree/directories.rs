@@ -6,7 +6,6 @@ use parking_lot::Mutex;
 
 use super::listing::Listing;
 use super::{Found, Ino, Process, Result, Tree};
-use crate::qom::Kind;
 
 /// The sizes of a listing's entries, where they are known.
 pub(super) type Sizes = Arc<[Option<u64>]>;
@@ -42,11 +41,9 @@ impl Tree {
     /// Opens a directory. Nothing is asked for yet: `df` and a shell's `cd` do not read it.
     ///
     /// # Errors
-    /// ENOENT when its object is known to be gone, ENOTDIR.
+    /// ENOENT when its object is known to be gone, or has a name that QEMU cannot find; ENOTDIR.
     pub fn open_directory(&self, ino: Ino, process: Process) -> Result<u64> {
-        if self.attributes(ino)?.kind != Kind::Child {
-            return Err(libc::ENOTDIR.into());
-        }
+        self.object(ino)?;
         let parent = self.inodes.lock().parent(ino);
         Ok(self.directories.open(Directory {
             ino,
