@@ -1,9 +1,9 @@
 //! The kernel's requests: each is unpacked, given to the [`Tree`], and its reply packed.
 
+mod busy_poll;
 mod directory;
 mod reply;
 mod threads;
-mod watch;
 
 use std::ffi::OsStr;
 use std::io;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use log::error;
 
-use super::watch::Watch;
+use super::busy_poll::BusyPoll;
 use crate::pool::Pool;
 use crate::tree::Tree;
 
@@ -18,7 +18,7 @@ pub const THREADS: usize = 4;
 pub struct Threads {
     pub tree: Arc<Tree>,
     pool: Arc<Pool>,
-    watch: Watch,
+    busy_poll: BusyPoll,
 }
 
 impl Threads {
@@ -27,7 +27,7 @@ impl Threads {
         Threads {
             tree,
             pool: Arc::new(Pool::new(THREADS - 1)),
-            watch: Watch::new(device),
+            busy_poll: BusyPoll::new(device),
         }
     }
 
@@ -38,39 +38,39 @@ impl Threads {
 
     /// Answers a request from memory, or finds out what it takes, on the thread that took it.
     pub fn answer(&self, job: impl FnOnce(&Tree)) {
-        guard(|| job(&self.tree));
-        self.watch.look_out();
+        catch_panic(|| job(&self.tree));
+        self.busy_poll.poll_next();
     }
 
     /// Does what nobody waits for, on the thread that took it.
     pub fn note(&self, job: impl FnOnce(&Tree)) {
-        guard(|| job(&self.tree));
+        catch_panic(|| job(&self.tree));
     }
 
     /// Runs what may wait for QEMU.
     pub fn wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
-        self.watch.turn_away();
+        self.busy_poll.stop();
         self.hardly_wait(job);
     }
 
     /// Runs a READ that may wait for QEMU. It never stands behind an OPEN that makes the kernel's size
     /// grow, for which the kernel waits until such a READ is answered.
     pub fn wait_to_read(&self, job: impl FnOnce(&Tree) + Send + 'static) {
-        self.watch.turn_away();
+        self.busy_poll.stop();
         let tree = self.tree.clone();
-        self.pool.run_read(move || guard(|| job(&tree)));
+        self.pool.run_read(move || catch_panic(|| job(&tree)));
     }
 
     /// Runs what waits for QEMU only if what is at hand proves to be of no use: counted all the same among
     /// those that may be waiting.
     pub fn hardly_wait(&self, job: impl FnOnce(&Tree) + Send + 'static) {
         let tree = self.tree.clone();
-        self.pool.run(move || guard(|| job(&tree)));
+        self.pool.run(move || catch_panic(|| job(&tree)));
     }
 }
 
 /// Contains a panic: the reply that it drops tells the caller EIO, and the thread goes on.
-fn guard(job: impl FnOnce()) {
+fn catch_panic(job: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(job)).is_err() {
         error!("internal error: a request failed with a panic; its caller got EIO");
     }
@@ -84,9 +84,9 @@ mod tests {
     #[test]
     fn a_request_that_panics_is_contained() {
         let pool = Pool::new(0);
-        pool.run(|| guard(|| panic!("for a test")));
+        pool.run(|| catch_panic(|| panic!("for a test")));
         let (tx, rx) = std::sync::mpsc::channel();
-        pool.run(move || guard(|| tx.send(7).unwrap_or_default()));
+        pool.run(move || catch_panic(|| tx.send(7).unwrap_or_default()));
         assert_eq!(rx.recv_timeout(Duration::from_secs(10)), Ok(7));
     }
 }
