@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-use super::inodes::What;
 use super::{Error, Ino, Result, Tree};
 use crate::qom::Kind;
 
@@ -26,16 +25,9 @@ impl Tree {
     /// # Errors
     /// ENOENT when its object is known to be gone.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes> {
-        if let Some(attributes) = self.temporary_attributes(ino) {
-            return Ok(attributes);
-        }
         let mut inodes = self.inodes.lock();
-        let kind = match inodes.get(ino) {
-            Some(What::Root) => Kind::Child,
-            Some(What::Entry { entry, .. }) => entry.kind,
-            None => return Err(libc::ENOENT.into()),
-        };
-        Ok(self.attributes_of(ino, kind, inodes.tell_size(ino)))
+        let (_, entry) = inodes.get(ino).ok_or(libc::ENOENT)?;
+        Ok(self.attributes_of(ino, entry.kind, inodes.tell_size(ino)))
     }
 
     pub(super) fn attributes_of(&self, ino: Ino, kind: Kind, size: u64) -> Attributes {

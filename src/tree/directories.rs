@@ -44,7 +44,7 @@ impl Tree {
     /// ENOENT when its object is known to be gone, or has a name that QEMU cannot find; ENOTDIR.
     pub fn open_directory(&self, ino: Ino, process: Process) -> Result<u64> {
         self.object(ino)?;
-        let parent = self.inodes.lock().parent(ino);
+        let (parent, _) = self.inodes.lock().get(ino).ok_or(libc::ENOENT)?;
         Ok(self.directories.open(Directory {
             ino,
             parent,

@@ -75,7 +75,7 @@ impl Tree {
                     self.keep(process, ino, &path, &mut came);
                 }
                 self.still_there(ino)?;
-                self.errors.lock().clear(ino);
+                self.inodes.lock().errors.clear(ino);
                 let listing = Listing::new(came.properties, &self.entries, |count| {
                     self.inodes.lock().reserve(count)
                 });

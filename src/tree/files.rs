@@ -121,6 +121,7 @@ impl Tree {
             let must_grow = self.inodes.lock().kernel_must_grow(ino, size);
             if must_grow && let Some(kernel) = self.kernel.get() {
                 kernel.value_grew(ino, size);
+                self.inodes.lock().kernel_grew(ino);
             }
             text = Some(fetched);
         }
@@ -216,7 +217,7 @@ impl Tree {
     pub(super) fn read(&self, ino: Ino, answer: std::result::Result<String, qom::Error>) -> Result<String> {
         match answer {
             Ok(text) => {
-                self.errors.lock().clear(ino);
+                self.inodes.lock().errors.clear(ino);
                 Ok(text)
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::Read))),
@@ -278,7 +279,7 @@ impl Tree {
         self.written(parent, &entry.file);
         match outcome {
             Ok(()) => {
-                self.errors.lock().clear(ino);
+                self.inodes.lock().errors.clear(ino);
                 Ok(())
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::Write))),

@@ -1,12 +1,17 @@
 //! Inodes: numbered once per path, counted with the kernel, forgotten with it.
 
+mod temporary;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::by_name::ByName;
+use super::errors::LastErrors;
 use super::listing::Entry;
 use super::names::{file_name, is_odd};
 use crate::qom::{Kind, Path};
+pub use temporary::LIFETIME;
+use temporary::Temporary;
 
 /// The number of an inode, as the kernel uses it.
 pub type Ino = u64;
@@ -28,25 +33,24 @@ struct Node {
     /// The kernel's own idea of the size is not below this: what it was told, or made of a truncation or
     /// of a short read through its page cache since.
     kernel_size: u64,
+    /// The kernel is being told of larger sizes, so many times at once.
+    growing: u32,
     /// Nodes of which this is the parent; they need it for their path.
     children: u32,
     /// The object is gone; another one may have its path now.
     dead: bool,
-}
-
-/// What an inode stands for.
-#[derive(Debug, Clone)]
-pub enum What {
-    Root,
-    Entry { parent: Ino, entry: Arc<Entry> },
+    /// It is no property of QEMU's, but a symbolic link to be renamed over one.
+    temporary: Option<Temporary>,
 }
 
 /// The inodes that the kernel knows.
-#[derive(Debug)]
 pub struct Inodes {
     /// Numbers grow, and a walk touches those of one directory: a tree keeps them together.
     nodes: BTreeMap<Ino, Node>,
     names: ByName,
+    /// Why the last operation on an inode failed.
+    pub errors: LastErrors,
+    temporaries: Vec<Ino>,
     next: Ino,
     /// About what all this takes, in bytes.
     weight: usize,
@@ -65,13 +69,40 @@ const HEAVIEST: usize = 192 << 20;
 
 impl Default for Inodes {
     fn default() -> Self {
+        let root = Node::new(
+            ROOT,
+            Arc::new(Entry {
+                name: "".into(),
+                file: "".into(),
+                declared: "".into(),
+                kind: Kind::Child,
+            }),
+        );
         Inodes {
-            nodes: BTreeMap::new(),
+            nodes: BTreeMap::from([(ROOT, root)]),
             names: ByName::default(),
+            errors: LastErrors::default(),
+            temporaries: Vec::new(),
             next: ROOT + 1,
             weight: 0,
             peak: 0,
             given: HashSet::new(),
+        }
+    }
+}
+
+impl Node {
+    fn new(parent: Ino, entry: Arc<Entry>) -> Node {
+        Node {
+            parent,
+            entry,
+            lookups: 0,
+            size: None,
+            kernel_size: u64::MAX,
+            growing: 0,
+            children: 0,
+            dead: false,
+            temporary: None,
         }
     }
 }
@@ -115,29 +146,21 @@ impl Inodes {
         } else {
             reserved
         };
-        self.insert(ino, parent, entry.clone(), 1, size);
+        let mut node = Node::new(parent, entry.clone());
+        (node.lookups, node.size) = (1, size);
+        self.names.insert(parent, entry.file.clone(), ino);
+        self.insert(ino, node);
         Some(ino)
     }
 
-    fn insert(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64, size: Option<u64>) {
-        if let Some(parent) = self.nodes.get_mut(&parent) {
+    /// Adds a node, under no name yet.
+    fn insert(&mut self, ino: Ino, node: Node) {
+        if let Some(parent) = self.nodes.get_mut(&node.parent) {
             parent.children += 1;
         }
-        self.weight += entry.weight();
-        self.peak = self.peak.max(self.nodes.len() + 1);
-        self.names.insert(parent, entry.file.clone(), ino);
-        self.nodes.insert(
-            ino,
-            Node {
-                parent,
-                entry,
-                lookups,
-                size,
-                kernel_size: u64::MAX,
-                children: 0,
-                dead: false,
-            },
-        );
+        self.weight += node.entry.weight();
+        self.nodes.insert(ino, node);
+        self.peak = self.peak.max(self.nodes.len());
     }
 
     /// The kernel was given names of a directory, to rely on for a while.
@@ -155,19 +178,6 @@ impl Inodes {
         } else {
             Vec::new()
         }
-    }
-
-    /// A number for something that stands under no name in QEMU.
-    pub fn unnamed(&mut self) -> Ino {
-        self.reserve(1)
-    }
-
-    /// Puts an entry under an inode that the kernel already has, `lookups` times.
-    pub fn adopt(&mut self, ino: Ino, parent: Ino, entry: Arc<Entry>, lookups: u64) {
-        if let Some(old) = self.names.get(parent, &entry.file) {
-            self.detach(old);
-        }
-        self.insert(ino, parent, entry, lookups, None);
     }
 
     /// The inode under a file name, if the kernel knows it.
@@ -191,17 +201,12 @@ impl Inodes {
         })
     }
 
-    /// What an inode stands for; `None` when that is gone, with or without its parents.
-    pub fn get(&self, ino: Ino) -> Option<What> {
-        if ino == ROOT {
-            return Some(What::Root);
-        }
+    /// The object that an inode is in, and its entry there; `None` when it is gone, with or without its
+    /// parents. The root is in itself.
+    pub fn get(&self, ino: Ino) -> Option<(Ino, Arc<Entry>)> {
         let node = self.nodes.get(&ino)?;
         self.ancestors(node)?;
-        Some(What::Entry {
-            parent: node.parent,
-            entry: node.entry.clone(),
-        })
+        Some((node.parent, node.entry.clone()))
     }
 
     /// The path of an object. `None` when it is gone, when the inode is no object, or when QEMU
@@ -233,11 +238,6 @@ impl Inodes {
         None
     }
 
-    /// The parent of an inode; the root's is the root.
-    pub fn parent(&self, ino: Ino) -> Ino {
-        self.nodes.get(&ino).map_or(ROOT, |node| node.parent)
-    }
-
     /// The size that the kernel is told of an inode; 0 where it has none.
     pub fn tell_size(&mut self, ino: Ino) -> u64 {
         let Some(node) = self.nodes.get_mut(&ino) else {
@@ -264,20 +264,30 @@ impl Inodes {
         }
     }
 
-    /// Whether the kernel may believe that a value is shorter than this; from now on it is taken not to.
+    /// Whether the kernel may believe that a value is shorter than this. Then it is to be told, and
+    /// [`Inodes::kernel_grew`] called.
     pub fn kernel_must_grow(&mut self, ino: Ino, size: u64) -> bool {
         let Some(node) = self.nodes.get_mut(&ino) else {
             return false;
         };
-        let grows = node.kernel_size < size;
+        // While somebody else tells it, it is not known yet.
+        let must_grow = node.kernel_size < size || node.growing > 0;
         node.kernel_size = node.kernel_size.max(size);
-        grows
+        node.growing += u32::from(must_grow);
+        must_grow
+    }
+
+    /// The kernel was told.
+    pub fn kernel_grew(&mut self, ino: Ino) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.growing = node.growing.saturating_sub(1);
+        }
     }
 
     /// The object or property of this inode is gone: whatever has its path from now on is
     /// another one, and gets another inode.
     pub fn detach(&mut self, ino: Ino) {
-        let Some(node) = self.nodes.get_mut(&ino) else {
+        let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino != ROOT) else {
             return;
         };
         node.dead = true;
@@ -294,6 +304,7 @@ impl Inodes {
         let mut ino = ino;
         // A parent may have waited for its last child only.
         while let Some(node) = self.nodes.get(&ino)
+            && ino != ROOT
             && node.lookups == 0
             && node.children == 0
         {
@@ -301,24 +312,21 @@ impl Inodes {
             self.weight -= node.entry.weight();
             self.detach(ino);
             self.nodes.remove(&ino);
+            self.errors.clear(ino);
+            self.temporaries.retain(|temporary| *temporary != ino);
             self.given.remove(&ino);
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children -= 1;
             }
             ino = parent;
         }
-        let none = self.nodes.is_empty() && self.peak > 0;
+        let none = self.nodes.len() == 1 && self.peak > 1;
         let few = none || (self.peak > MANY && self.nodes.len() < self.peak / 8);
         if few {
             self.names.shrink();
             self.peak = self.nodes.len();
         }
         few
-    }
-
-    /// How many inodes the kernel knows, the root included.
-    pub fn count(&self) -> usize {
-        self.nodes.len() + 1
     }
 }
 

@@ -118,8 +118,8 @@ impl Tree {
     /// # Errors
     /// EINVAL for what is no link, or why QEMU does not tell.
     pub fn read_link(&self, ino: Ino, process: Process) -> Result<String> {
-        if let Some(target) = self.temporary_target(ino) {
-            return Ok(target);
+        if let Some(target) = self.inodes.lock().temporary_target(ino) {
+            return Ok(target.to_owned());
         }
         let (_, path, entry) = self.property(ino)?;
         if entry.kind != Kind::Link {

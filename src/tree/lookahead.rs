@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::ahead::{ListAsk, Listed};
 use super::batch::Batch;
-use super::inodes::What;
 use super::listing::{Entry, Listing};
 use super::walk::{Pace, Walk};
 use super::{Ino, Process, Tree};
@@ -59,15 +58,14 @@ impl Tree {
         if !self.is_foreseen(process) {
             return;
         }
-        let (parent, file) = match self.inodes.lock().get(ino) {
-            Some(What::Entry { parent, entry, .. }) => (parent, entry.file.clone()),
-            _ => (ino, "".into()),
+        let Some((parent, entry)) = self.inodes.lock().get(ino) else {
+            return;
         };
         // Some ahead, so that QEMU has no pause; it takes long to give the kernel a large listing.
         let lead = if listing.values().len() > NEAR_END { 3 } else { 1 };
         let mut walks = self.walks.lock();
         let walk = walks.of(process);
-        walk.listed(ino, parent, &file, listing);
+        walk.listed(ino, parent, &entry.file, listing);
         match walk.pace() {
             None => {}
             Some(Pace::Listing) => {

@@ -38,16 +38,14 @@ pub use attributes::Attributes;
 use cache::Listings;
 pub use directories::{Directory, Item, Shown};
 pub use error::{Error, Result};
-use errors::LastErrors;
 use files::{File, Held};
 pub use files::{OpenMode, Slice};
 use handles::Handles;
+use inodes::Inodes;
 pub use inodes::{Ino, ROOT};
-use inodes::{Inodes, What};
 pub use links::link_text;
 use listing::{Entries, Entry, Listing};
 pub use names::{file_name, file_names};
-use setlink::Temporaries;
 use walks::Walks;
 use xattr::Descriptions;
 
@@ -105,8 +103,8 @@ pub struct Tree {
     files: Handles<File>,
     held: Held,
     directories: Handles<Directory>,
-    temporaries: Mutex<Temporaries>,
-    errors: Mutex<LastErrors>,
+    /// A thread waits for the end of temporary links.
+    links_watched: AtomicBool,
     descriptions: Mutex<Descriptions>,
     walks: Mutex<Walks>,
     ahead: Ahead,
@@ -128,8 +126,7 @@ impl Tree {
             files: Handles::default(),
             held: Held::default(),
             directories: Handles::default(),
-            temporaries: Mutex::default(),
-            errors: Mutex::default(),
+            links_watched: AtomicBool::new(false),
             descriptions: Mutex::default(),
             walks: Mutex::default(),
             ahead: Ahead::new(settings.entry_timeout),
@@ -176,14 +173,9 @@ impl Tree {
         &self.settings
     }
 
-    /// How many inodes the kernel knows.
-    pub fn inode_count(&self) -> usize {
-        self.inodes.lock().count()
-    }
-
     /// Finds a name in a directory, if that can be told without asking QEMU.
     pub fn lookup_cached(&self, parent: Ino, file: &str) -> Option<Result<Found>> {
-        if let Some(found) = self.temporary(parent, file) {
+        if let Some(found) = self.temporary_link(parent, file) {
             return Some(Ok(found));
         }
         let listing = self.listings.get(parent)?;
@@ -241,13 +233,11 @@ impl Tree {
 
     /// The kernel gives back `count` references to an inode.
     pub fn forget(&self, ino: Ino, count: u64) {
-        self.forget_temporary(ino, count);
         let mut inodes = self.inodes.lock();
         let few = inodes.forget(ino, count);
         let gone = inodes.get(ino).is_none();
         drop(inodes);
         if gone {
-            self.errors.lock().clear(ino);
             self.listings.forget(ino);
         }
         if few {
@@ -270,33 +260,26 @@ impl Tree {
         if let Some(path) = inodes.object(ino) {
             return Ok(path);
         }
-        match inodes.get(ino) {
-            Some(What::Entry { entry, .. }) if entry.kind == Kind::Child => Err(Error::refused(
-                libc::ENOENT,
-                &format!("QEMU cannot find an object named '{}' by a path", entry.name),
-            )),
-            Some(_) => Err(libc::ENOTDIR.into()),
-            None => Err(libc::ENOENT.into()),
+        let (_, entry) = inodes.get(ino).ok_or(libc::ENOENT)?;
+        drop(inodes);
+        if entry.kind != Kind::Child {
+            return Err(libc::ENOTDIR.into());
         }
+        let why = format!("QEMU cannot find an object named '{}' by a path", entry.name);
+        Err(Error::refused(libc::ENOENT, &why))
     }
 
     /// What an inode other than a directory stands for: its object's inode and path, and itself.
     fn property(&self, ino: Ino) -> Result<(Ino, Path, Arc<Entry>)> {
-        let what = self.inodes.lock().get(ino);
-        match what {
-            Some(What::Entry { parent, entry, .. }) => Ok((parent, self.object(parent)?, entry)),
-            Some(What::Root) => Err(libc::EISDIR.into()),
-            None => Err(libc::ENOENT.into()),
-        }
+        let found = self.inodes.lock().get(ino);
+        let (parent, entry) = found.ok_or(libc::ENOENT)?;
+        Ok((parent, self.object(parent)?, entry))
     }
 
     /// Makes sure that an answer is about what was asked: while it was on its way, QEMU may have
     /// announced the end of the object, and another one have taken its path.
     fn still_there(&self, ino: Ino) -> Result<()> {
-        match self.inodes.lock().get(ino) {
-            Some(_) => Ok(()),
-            None => Err(libc::ENOENT.into()),
-        }
+        self.inodes.lock().get(ino).map(drop).ok_or(libc::ENOENT.into())
     }
 
     /// Remembers why something failed, and drops what is no longer true of it.
@@ -304,7 +287,7 @@ impl Tree {
         let Some(words) = &error.words else {
             return error;
         };
-        self.errors.lock().set(ino, words);
+        self.inodes.lock().errors.set(ino, words);
         if error.stale {
             // QEMU names the object if that is what it does not find, and not the property.
             let object = self
@@ -319,7 +302,7 @@ impl Tree {
     /// QEMU no longer has the object or property of this inode.
     fn gone(&self, ino: Ino) {
         let mut inodes = self.inodes.lock();
-        let What::Entry { parent, entry, .. } = inodes.get(ino).unwrap_or(What::Root) else {
+        let Some((parent, entry)) = inodes.get(ino).filter(|_| ino != ROOT) else {
             return;
         };
         inodes.detach(ino);

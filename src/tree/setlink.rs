@@ -1,70 +1,30 @@
 //! Setting a link: a symbolic link under any other name, renamed over it, as `ln -sfn` does.
 
-use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::warn;
 
 use super::error::Doing;
+use super::inodes::LIFETIME;
 use super::links::is_unset;
-use super::{Attributes, Error, Found, Ino, Result, Tree};
+use super::{Error, Found, Ino, Result, Tree};
 use crate::qmp::printable;
 use crate::qom::{Kind, Path, Request};
 
-/// How long a link has to be renamed.
-const LIFETIME: Duration = Duration::from_secs(5);
-const MOST: usize = 64;
 /// As deep as Linux follows links.
-const MOST_LINKS: usize = 40;
-
-/// The symbolic links that were made and not renamed yet.
-#[derive(Default)]
-pub struct Temporaries {
-    links: HashMap<Ino, Temporary>,
-    /// A thread waits for the end of their time.
-    watched: bool,
-}
-
-struct Temporary {
-    parent: Ino,
-    file: String,
-    target: String,
-    made: Instant,
-    lookups: u64,
-}
-
-impl Temporaries {
-    fn find(&self, parent: Ino, file: &str) -> Option<Ino> {
-        let is_it = |t: &Temporary| t.parent == parent && t.file == file && t.made.elapsed() < LIFETIME;
-        self.links.iter().find(|(_, t)| is_it(t)).map(|(ino, _)| *ino)
-    }
-}
+const MAX_LINKS: usize = 40;
 
 impl Tree {
     /// Finds a temporary link, and counts it as given to the kernel.
-    pub(super) fn temporary(&self, parent: Ino, file: &str) -> Option<Found> {
-        let mut temporaries = self.temporaries.lock();
-        if temporaries.links.is_empty() {
-            return None;
-        }
-        let ino = temporaries.find(parent, file)?;
-        temporaries.links.get_mut(&ino)?.lookups += 1;
-        drop(temporaries);
+    pub(super) fn temporary_link(&self, parent: Ino, file: &str) -> Option<Found> {
+        let mut inodes = self.inodes.lock();
+        let ino = inodes.look_up_temporary(parent, file)?;
         Some(Found {
-            attributes: self.temporary_attributes(ino)?,
+            attributes: self.attributes_of(ino, Kind::Link, inodes.tell_size(ino)),
             lifetime: Duration::ZERO,
         })
-    }
-
-    pub(super) fn temporary_attributes(&self, ino: Ino) -> Option<Attributes> {
-        let size = self.temporary_target(ino)?.len() as u64;
-        Some(self.attributes_of(ino, Kind::Link, size))
-    }
-
-    pub(super) fn temporary_target(&self, ino: Ino) -> Option<String> {
-        let temporaries = self.temporaries.lock();
-        temporaries.links.get(&ino).map(|t| t.target.clone())
     }
 
     /// Makes a temporary link, the first step of `ln -sfn`.
@@ -78,63 +38,43 @@ impl Tree {
         if self.listing(parent)?.find(file).is_some() {
             return Err(libc::EEXIST.into());
         }
-        let ino = self.inodes.lock().unnamed();
-        let mut temporaries = self.temporaries.lock();
-        if temporaries.find(parent, file).is_some() {
-            return Err(libc::EEXIST.into());
+        self.inodes.lock().make_temporary(parent, file, target)?;
+        if !self.links_watched.swap(true, Ordering::AcqRel) {
+            self.watch_temporary_links();
         }
-        if temporaries.links.len() >= MOST {
-            return Err(libc::ENOSPC.into());
-        }
-        temporaries.links.insert(
-            ino,
-            Temporary {
-                parent,
-                file: file.to_owned(),
-                target: target.to_owned(),
-                made: Instant::now(),
-                lookups: 0,
-            },
-        );
-        let watched = std::mem::replace(&mut temporaries.watched, true);
-        drop(temporaries);
-        if !watched {
-            self.watch_temporaries();
-        }
-        self.temporary(parent, file).ok_or_else(|| libc::EIO.into())
+        self.temporary_link(parent, file).ok_or_else(|| libc::EIO.into())
     }
 
     /// Removes links as their time ends, until there are none.
-    fn watch_temporaries(&self) {
+    fn watch_temporary_links(&self) {
         let tree = self.this.clone();
         let watch = move || {
-            while let Some(left) = tree.upgrade().and_then(|tree| tree.drop_old_temporaries()) {
-                thread::sleep(left);
+            while let Some(ends) = tree.upgrade().and_then(|tree| tree.remove_old_links()) {
+                thread::sleep(ends.saturating_duration_since(Instant::now()));
             }
         };
         let thread = thread::Builder::new().name("links".into()).spawn(watch);
         if thread.is_err() {
-            self.temporaries.lock().watched = false; // the next link tries again
+            self.links_watched.store(false, Ordering::Release); // the next link tries again
         }
     }
 
-    /// Removes the links whose time has ended. Gives the time until the next one's end; `None` when there
-    /// is none.
-    fn drop_old_temporaries(&self) -> Option<Duration> {
-        let mut temporaries = self.temporaries.lock();
-        let old = temporaries.links.extract_if(|_, t| t.made.elapsed() >= LIFETIME);
-        let old: Vec<Temporary> = old.map(|(_, temporary)| temporary).collect();
-        let first = temporaries.links.values().map(|t| t.made).min();
-        temporaries.watched = first.is_some();
-        drop(temporaries);
-        for Temporary { file, target, .. } in old {
+    /// Removes the links whose time has ended. Tells when the next one's ends; `None` when there is none.
+    fn remove_old_links(&self) -> Option<Instant> {
+        let mut inodes = self.inodes.lock();
+        let (old, next) = inodes.remove_old_temporaries();
+        if next.is_none() {
+            self.links_watched.store(false, Ordering::Release);
+        }
+        drop(inodes);
+        for (file, target) in old {
             let why = format!(
                 "the symbolic link '{file}' to '{target}' is gone: it was not renamed over a link within \
                  {LIFETIME:?}, which is all that it can be made for"
             );
             warn!("{}", printable(&why));
         }
-        first.map(|made| LIFETIME.saturating_sub(made.elapsed()))
+        next
     }
 
     /// Removes a temporary link; nothing else can be removed.
@@ -142,10 +82,8 @@ impl Tree {
     /// # Errors
     /// EPERM
     pub fn remove_link(&self, parent: Ino, file: &str) -> Result<()> {
-        let mut temporaries = self.temporaries.lock();
-        let ino = temporaries.find(parent, file).ok_or(libc::EPERM)?;
-        temporaries.links.remove(&ino);
-        Ok(())
+        let removed = self.inodes.lock().remove_temporary(parent, file);
+        removed.map(drop).ok_or(libc::EPERM.into())
     }
 
     /// Renames a temporary link over a link property, which sets that property. The temporary
@@ -158,18 +96,15 @@ impl Tree {
         if self.settings.read_only {
             return Err(libc::EROFS.into());
         }
-        let mut temporaries = self.temporaries.lock();
-        let found = temporaries.find(from.0, from.1);
-        let temporary = found.and_then(|ino| Some((ino, temporaries.links.remove(&ino)?)));
-        drop(temporaries);
-        let (ino, temporary) = temporary.ok_or(libc::EPERM)?;
+        let temporary = self.inodes.lock().remove_temporary(from.0, from.1);
+        let (ino, target) = temporary.ok_or(libc::EPERM)?;
         let (parent, file) = to;
         let listing = self.listing(parent)?;
         let link = listing.find(file).filter(|(_, entry)| entry.kind == Kind::Link);
         let (_, entry) = link.ok_or(libc::EPERM)?;
         let replaced = self.inodes.lock().named(parent, file);
         let object = self.object(parent)?;
-        let outcome = self.target(&object, &temporary.target).and_then(|target| {
+        let outcome = self.target(&object, &target).and_then(|target| {
             self.ahead.wrote();
             let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
             self.ahead.wrote();
@@ -183,21 +118,8 @@ impl Tree {
             });
         }
         // To the kernel, the link now is the inode that had the temporary name.
-        self.inodes
-            .lock()
-            .adopt(ino, parent, entry.clone(), temporary.lookups);
+        self.inodes.lock().adopt(ino, parent, entry.clone());
         Ok(())
-    }
-
-    /// The kernel forgets a temporary link.
-    pub(super) fn forget_temporary(&self, ino: Ino, count: u64) {
-        let mut temporaries = self.temporaries.lock();
-        if let Some(temporary) = temporaries.links.get_mut(&ino) {
-            temporary.lookups = temporary.lookups.saturating_sub(count);
-            if temporary.lookups == 0 {
-                temporaries.links.remove(&ino);
-            }
-        }
     }
 
     /// The object that a link text written in the directory of `object` names; `None` for an
@@ -251,7 +173,7 @@ impl Tree {
             )),
             Kind::Link => {
                 *links += 1;
-                if *links > MOST_LINKS {
+                if *links > MAX_LINKS {
                     return Err(libc::ELOOP.into());
                 }
                 let target = self

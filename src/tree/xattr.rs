@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::error::Doing;
-use super::inodes::What;
 use super::{Error, Ino, ROOT, Result, Tree};
 use crate::qom::{Description, Kind, Path, Property, Request};
 
@@ -27,7 +26,7 @@ impl Tree {
     /// # Errors
     /// ENODATA when there is none, or why QEMU does not tell.
     pub fn extended_attribute(&self, ino: Ino, name: &str) -> Result<Vec<u8>> {
-        if self.temporary_target(ino).is_some() {
+        if self.inodes.lock().temporary_target(ino).is_some() {
             return Err(libc::ENODATA.into());
         }
         let kind = self.kind(ino)?;
@@ -36,7 +35,7 @@ impl Tree {
                 Some(self.declared(ino)?)
             }
             (Kind::Link, "qom.error") | (Kind::Value | Kind::Child, "user.qom.error") => {
-                self.errors.lock().get(ino).map(str::to_owned)
+                self.inodes.lock().errors.get(ino).map(str::to_owned)
             }
             (Kind::Value | Kind::Child, "user.qom.description") => self.description(ino)?.description,
             (Kind::Value | Kind::Child, "user.qom.default") => self.description(ino)?.default,
@@ -50,9 +49,6 @@ impl Tree {
     /// # Errors
     /// Why QEMU does not tell.
     pub fn extended_attributes(&self, ino: Ino) -> Result<Vec<u8>> {
-        if self.temporary_target(ino).is_some() {
-            return Ok(Vec::new());
-        }
         let names: &[&str] = match self.kind(ino)? {
             // Nothing keeps them outside of the mount, so what copies all attributes would fail.
             Kind::Link => &[],
@@ -75,19 +71,16 @@ impl Tree {
     }
 
     fn kind(&self, ino: Ino) -> Result<Kind> {
-        match self.inodes.lock().get(ino) {
-            Some(What::Root) => Ok(Kind::Child),
-            Some(What::Entry { entry, .. }) => Ok(entry.kind),
-            None => Err(libc::ENOENT.into()),
-        }
+        let found = self.inodes.lock().get(ino);
+        Ok(found.ok_or(libc::ENOENT)?.1.kind)
     }
 
     /// The declared type of a property; for the root, which nobody declares, its own.
     fn declared(&self, ino: Ino) -> Result<String> {
-        match self.inodes.lock().get(ino) {
-            Some(What::Root) => {}
-            Some(What::Entry { entry, .. }) => return Ok(entry.declared.to_string()),
-            None => return Err(libc::ENOENT.into()),
+        let found = self.inodes.lock().get(ino);
+        let (_, entry) = found.ok_or(libc::ENOENT)?;
+        if ino != ROOT {
+            return Ok(entry.declared.to_string());
         }
         if let Some(known) = &self.descriptions.lock().root {
             return Ok(known.clone());
@@ -101,11 +94,11 @@ impl Tree {
 
     /// What the type of the object around a property says of it.
     fn description(&self, ino: Ino) -> Result<Description> {
-        let (parent, name) = match self.inodes.lock().get(ino) {
-            Some(What::Root) => return Ok(Description::default()),
-            Some(What::Entry { parent, entry, .. }) => (parent, entry.name.clone()),
-            None => return Err(libc::ENOENT.into()),
-        };
+        if ino == ROOT {
+            return Ok(Description::default());
+        }
+        let found = self.inodes.lock().get(ino);
+        let (parent, entry) = found.ok_or(libc::ENOENT)?;
         let declared = self.declared(parent)?;
         let object_type = if parent == ROOT {
             declared
@@ -118,7 +111,7 @@ impl Tree {
         };
         Ok(self
             .of_type(&object_type)?
-            .get(&*name)
+            .get(&*entry.name)
             .cloned()
             .unwrap_or_default())
     }
