@@ -23,6 +23,8 @@ Mount options:
   timeout=SECONDS           for each QMP request, and for connecting (default: 10)
   reconnect                 stay mounted when QEMU goes, and serve again when it is back
   no_readahead              never ask QEMU for anything before it is read
+  no_pipelining             send QEMU no request before it has answered the last one (always so
+                            behind libvirt's virt-qemu-qmp-proxy, which takes no more)
   fsname=NAME, subtype=NAME what mount(8) shows as source (default: SOCKET) and type (qom-fuse)
   noexec, noatime, and the words that mount(8) and fstab hand on (dev, suid, nofail, x-…)
 
@@ -278,7 +280,7 @@ mod tests {
     #[test]
     fn options() {
         let all = "qom-fuse /s mnt -o ro,allow_other,dev,suid,nofail,x-systemd.automount,uid=5,umask=027 \
-                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead";
+                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining";
         let mount = parse_line(all, &[]).unwrap().mount;
         let want = MountOptions {
             read_only: true,
@@ -290,6 +292,7 @@ mod tests {
             fsname: Some("a,b".into()),
             reconnect: true,
             readahead: false,
+            pipelining: false,
             ..MountOptions::default()
         };
         assert_eq!(mount, want);

@@ -21,6 +21,8 @@ pub struct MountOptions {
     pub timeout: Duration,
     pub reconnect: bool,
     pub readahead: bool,
+    /// Whether a request may be sent before the one before it was answered.
+    pub pipelining: bool,
     pub no_exec: bool,
     pub no_atime: bool,
 }
@@ -41,6 +43,7 @@ impl Default for MountOptions {
             timeout: Duration::from_secs(10),
             reconnect: false,
             readahead: true,
+            pipelining: true,
             no_exec: false,
             no_atime: false,
         }
@@ -100,6 +103,7 @@ impl MountOptions {
             "no_default_permissions" => self.default_permissions = Some(false),
             "reconnect" => self.reconnect = true,
             "no_readahead" => self.readahead = false,
+            "no_pipelining" => self.pipelining = false,
             "noexec" => self.no_exec = true,
             "exec" => self.no_exec = false,
             "noatime" => self.no_atime = true,

@@ -211,7 +211,8 @@ fn connect(
             (Address::Fd(monitor.into_raw_fd()), Some(machine))
         }
     };
-    match Monitor::connect(address, config.mount.timeout, config.mount.reconnect, notices) {
+    let mount = &config.mount;
+    match Monitor::connect(address, mount.timeout, mount.pipelining, mount.reconnect, notices) {
         Ok(monitor) => Ok((Tree::new(Qom::new(monitor), settings), machine)),
         Err(e) => {
             let ended = machine.as_ref().and_then(Machine::wait_a_moment);

@@ -9,17 +9,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, info};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use socket2::Socket;
 
 use super::address::Address;
 use super::error::{Closed, ConnectError, Error};
-use super::handshake::{Incoming, handshake};
+use super::handshake::{Incoming, Peer, handshake};
 use super::lines::LineReader;
 use super::outgoing::Outgoing;
 use super::reader::{Listener, read_all};
 use super::slot::{Reply, Slot};
 use super::wire::{Greeting, printable};
+
+/// The longest request, in bytes, to a peer that takes one at a time. libvirt closes the connection over a
+/// string of more than 4 MiB, and its proxy writes some characters three times as long.
+const MOST_ALONE: usize = 5 << 18;
 
 /// A connection to a monitor. Requests may be sent from several threads; QEMU answers them in
 /// the order in which they were written, and so a queue is all that is needed to match them.
@@ -34,6 +38,10 @@ struct Shared {
     writer: Mutex<Outgoing>,
     state: Mutex<State>,
     timeout: Duration,
+    /// The peer takes no request before it has answered the last one; nothing is sent ahead then.
+    one_at_a_time: bool,
+    /// Signalled when a reply has come or is overdue, and at the end.
+    turn: Condvar,
 }
 
 #[derive(Default)]
@@ -48,6 +56,8 @@ struct State {
 /// A request that was sent. Dropping it gives the reply up, not its place in the order.
 pub struct Pending {
     slot: Arc<Slot>,
+    /// When its time is over, which began when it was to be sent.
+    deadline: Instant,
     /// QEMU's socket took only the beginning at first.
     cut_off: bool,
     shared: Arc<Shared>,
@@ -55,7 +65,8 @@ pub struct Pending {
 
 impl Connection {
     /// Connects, reads the greeting and leaves capability negotiation mode, all within
-    /// `timeout`, which also bounds each request later.
+    /// `timeout`, which also bounds each request later. Without `pipelining`, or if the peer is one that
+    /// takes no more, there is one request at a time.
     ///
     /// # Errors
     /// [`ConnectError`], which tells a monitor held by another client from one that is absent
@@ -63,6 +74,7 @@ impl Connection {
     pub(super) fn open(
         address: &Address,
         timeout: Duration,
+        pipelining: bool,
         listener: Arc<dyn Listener>,
     ) -> Result<Connection, ConnectError> {
         let deadline = Instant::now() + timeout;
@@ -82,7 +94,10 @@ impl Connection {
             socket: socket.clone(),
             deadline: Some(deadline),
         });
-        let greeting = handshake(&socket, &mut lines, &name, timeout)?;
+        let Peer {
+            greeting,
+            one_at_a_time,
+        } = handshake(&socket, &mut lines, &name, timeout)?;
         lines.source_mut().deadline = None;
         socket.set_read_timeout(None).map_err(|source| ConnectError::Io {
             address: name,
@@ -93,6 +108,8 @@ impl Connection {
             socket,
             state: Mutex::default(),
             timeout,
+            one_at_a_time: one_at_a_time || !pipelining,
+            turn: Condvar::new(),
         });
         let connection = Connection {
             shared: shared.clone(),
@@ -126,17 +143,30 @@ impl Connection {
         self.shared.close(Closed::Ours);
     }
 
-    /// Sends a request and does not wait for its reply.
+    /// Whether there is one request at a time.
+    pub fn is_one_at_a_time(&self) -> bool {
+        self.shared.one_at_a_time
+    }
+
+    /// Sends a request, when it is its turn, and does not wait for its reply.
     ///
     /// # Errors
-    /// [`Error::Stalled`] and [`Error::Closed`] when nothing was sent.
+    /// [`Error::Stalled`], [`Error::TooLong`] and [`Error::Closed`] when nothing was sent.
     pub fn send(&self, request: &[u8]) -> Result<Pending, Error> {
         self.shared.send(request, self.shared.timeout)
     }
 
-    /// Sends a request only if that needs no waiting at all: for requests that are made ahead.
+    /// Sends a request only if that needs no waiting at all.
     pub fn try_send(&self, request: &[u8]) -> Option<Pending> {
         self.shared.send(request, Duration::ZERO).ok()
+    }
+
+    /// The same for one that nobody waits for yet: it must not keep others from their turn.
+    pub fn send_ahead(&self, request: &[u8]) -> Option<Pending> {
+        if self.shared.one_at_a_time {
+            return None;
+        }
+        self.try_send(request)
     }
 }
 
@@ -164,18 +194,21 @@ impl Pending {
         self.slot.has_result()
     }
 
-    /// Waits for the reply until the timeout, counted from when the request was sent.
+    /// Waits for the reply until the timeout, counted from when the request was to be sent.
     ///
     /// # Errors
     /// What QEMU answered, or [`Error::Timeout`], or [`Error::Closed`].
     pub fn wait(self) -> Reply {
-        let Shared { timeout, state, .. } = &*self.shared;
-        let deadline = self.slot.sent + *timeout;
+        let shared = &self.shared;
         if self.cut_off {
-            self.shared.complete(&self.slot, deadline)?;
+            shared.complete(&self.slot, self.deadline)?;
         }
-        let reply = self.slot.take(deadline, || state.lock().overdue += 1);
-        reply.unwrap_or(Err(Error::Timeout(*timeout)))
+        let overdue = || {
+            shared.state.lock().overdue += 1;
+            shared.turn.notify_all();
+        };
+        let reply = self.slot.take(self.deadline, overdue);
+        reply.unwrap_or(Err(Error::Timeout(shared.timeout)))
     }
 }
 
@@ -188,7 +221,11 @@ impl State {
 
 impl Shared {
     fn send(self: &Arc<Self>, request: &[u8], patience: Duration) -> Result<Pending, Error> {
-        let deadline = Instant::now() + patience;
+        let now = Instant::now();
+        let deadline = now + patience;
+        if self.one_at_a_time && request.len() > MOST_ALONE {
+            return Err(Error::TooLong(request.len(), MOST_ALONE));
+        }
         self.check()?;
         let Some(mut writer) = self.writer.try_lock_until(deadline) else {
             return Err(Error::Stalled);
@@ -197,14 +234,13 @@ impl Shared {
             return Err(Error::Stalled);
         }
         let text = log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request)));
-        let slot = Slot::new(patience.is_zero(), text);
-        {
+        let slot = {
             let mut state = self.state.lock();
-            if let Some(why) = &state.closed {
-                return Err(Error::Closed(why.clone()));
-            }
+            self.wait_for_turn(&mut state, deadline)?;
+            let slot = Slot::new(patience.is_zero(), text);
             state.owed.push_back(slot.clone());
-        }
+            slot
+        };
         let cut_off = match writer.write(request, deadline) {
             Ok(0) => {
                 self.take_back(&slot);
@@ -218,9 +254,25 @@ impl Shared {
         };
         Ok(Pending {
             slot,
+            deadline: now + self.timeout,
             cut_off,
             shared: self.clone(),
         })
+    }
+
+    /// Waits until the next request may be written. The caller holds the writer, so it is the first in turn.
+    fn wait_for_turn(&self, state: &mut MutexGuard<'_, State>, deadline: Instant) -> Result<(), Error> {
+        loop {
+            if let Some(why) = &state.closed {
+                return Err(Error::Closed(why.clone()));
+            }
+            if !self.one_at_a_time || state.owed.is_empty() {
+                return Ok(());
+            }
+            if state.overdue > 0 || self.turn.wait_until(state, deadline).timed_out() {
+                return Err(Error::Stalled);
+            }
+        }
     }
 
     /// Whether a request may be sent now.
@@ -275,6 +327,7 @@ impl Shared {
         let Some(slot) = self.state.lock().owed.pop_front() else {
             return false;
         };
+        self.turn.notify_all();
         if let Some(text) = &slot.text {
             let verdict = match &reply {
                 Ok(v) => format!("{} bytes", v.get().len()),
@@ -299,6 +352,7 @@ impl Shared {
             let why = state.closed.get_or_insert_with(|| Arc::new(why)).clone();
             (why, std::mem::take(&mut state.owed))
         };
+        self.turn.notify_all();
         let _ = self.socket.shutdown(Shutdown::Both);
         for slot in owed {
             slot.fill(Err(Error::Closed(why.clone())));

@@ -15,9 +15,16 @@ pub enum Error {
     /// The request was sent and no reply came in time; it may still take effect.
     #[error("QEMU has not replied within {0:?}; the request may still take effect")]
     Timeout(Duration),
-    /// The request was never sent: QEMU owes replies to earlier ones, or does not read its socket.
-    #[error("QEMU does not answer (a reply is overdue, or its socket is full); this request was not sent")]
+    /// The request was never sent: QEMU owes replies to earlier ones, or does not read its socket, or it was
+    /// not this one's turn in time.
+    #[error(
+        "QEMU does not answer (a reply is overdue, its socket is full, or others wait for it); this request \
+         was not sent"
+    )]
     Stalled,
+    /// The request was never sent: the peer would break off.
+    #[error("too long for libvirt: {0} bytes, at most {1}; this request was not sent")]
+    TooLong(usize, usize),
     /// The connection is gone; nothing can be sent.
     #[error("not connected to QEMU: {0}")]
     Closed(Arc<Closed>),

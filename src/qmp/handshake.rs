@@ -35,7 +35,15 @@ impl Read for Incoming {
     }
 }
 
-/// Reads the greeting and leaves capability negotiation mode.
+/// Who answers.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) greeting: Greeting,
+    /// It takes no request before it has answered the last one.
+    pub(super) one_at_a_time: bool,
+}
+
+/// Reads the greeting, leaves capability negotiation mode, and asks for what the greeting does not tell.
 ///
 /// # Errors
 /// [`ConnectError`]
@@ -44,7 +52,7 @@ pub(super) fn handshake(
     lines: &mut LineReader<Incoming>,
     address: &str,
     timeout: Duration,
-) -> Result<Greeting, ConnectError> {
+) -> Result<Peer, ConnectError> {
     let not_qmp = |what: String| ConnectError::NotQmp {
         address: address.to_owned(),
         what: printable(&what),
@@ -61,35 +69,62 @@ pub(super) fn handshake(
         },
     };
     let mut message = || match lines.next() {
-        Ok(Some(line)) => Ok(wire::decode(line)),
-        Ok(None) => Err(not_qmp("it closed the connection at once".into())),
+        Ok(line) => Ok(line.map(wire::decode)),
         Err(e) => Err(failed(e)),
     };
-    let greeting = match message()? {
-        Message::Greeting(greeting) => greeting,
-        other => return Err(not_qmp(format!("no greeting, but {}", other.kind()))),
+    let mut greeting = loop {
+        match message()? {
+            Some(Message::Greeting(greeting)) => break greeting,
+            // A proxy may have kept them for its next client.
+            Some(Message::Event(_) | Message::BadEvent(_)) => {}
+            Some(other) => return Err(not_qmp(format!("no greeting, but {}", other.kind()))),
+            None => return Err(not_qmp("it closed the connection at once".into())),
+        }
     };
-    let mut ready = socket;
-    io::Write::write_all(&mut ready, &wire::command("qmp_capabilities")).map_err(failed)?;
+    let one_at_a_time = greeting.is_libvirts();
+    let broken = |kind: io::ErrorKind, why: String| ConnectError::Io {
+        address: address.to_owned(),
+        source: io::Error::new(kind, why),
+    };
     let hangs = || {
         let why = format!("QEMU greets, but answers nothing within {timeout:?}: it hangs, or is stopped");
-        ConnectError::Io {
-            address: address.to_owned(),
-            source: io::Error::new(io::ErrorKind::TimedOut, why),
+        broken(io::ErrorKind::TimedOut, why)
+    };
+    let left = |command: &str| {
+        let why = match one_at_a_time {
+            true => "libvirt refuses it, or the domain has ended",
+            false => "QEMU has ended",
+        };
+        let why = format!("it greeted, but closed the connection over {command}: {why}");
+        broken(io::ErrorKind::UnexpectedEof, why)
+    };
+    let mut ask = |command: &str| {
+        let mut ready = socket;
+        io::Write::write_all(&mut ready, &wire::command(command)).map_err(failed)?;
+        loop {
+            let answer = message().map_err(|e| match e {
+                ConnectError::NoGreeting { .. } => hangs(),
+                other => other,
+            });
+            match answer? {
+                Some(Message::Reply(Ok(reply))) => return Ok(reply),
+                Some(Message::Reply(Err(e))) => return Err(not_qmp(format!("it refused {command}: {e}"))),
+                Some(Message::Event(_) | Message::BadEvent(_)) => {}
+                Some(other) => return Err(not_qmp(other.kind())),
+                None => return Err(left(command)),
+            }
         }
     };
-    loop {
-        let answer = message().map_err(|e| match e {
-            ConnectError::NoGreeting { .. } => hangs(),
-            other => other,
-        });
-        match answer? {
-            Message::Reply(Ok(_)) => return Ok(greeting),
-            Message::Reply(Err(e)) => return Err(not_qmp(format!("it refused qmp_capabilities: {e}"))),
-            Message::Event(_) | Message::BadEvent(_) => {}
-            other => return Err(not_qmp(other.kind())),
-        }
+    ask("qmp_capabilities")?;
+    if one_at_a_time {
+        // libvirt's proxy greets with the version of the host's QEMU, which need not be that of the domain's.
+        let version = ask("query-version")?;
+        greeting = wire::parse_version(&version).map_err(|e| not_qmp(format!("query-version: {e}")))?;
     }
+    Ok(Peer {
+        greeting,
+        one_at_a_time,
+    })
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ pub struct Monitor {
 struct Inner {
     address: Address,
     timeout: Duration,
+    pipelining: bool,
     reconnect: bool,
     bell: Arc<Bell>,
     current: Mutex<Current>,
@@ -81,7 +82,7 @@ impl Listener for Bell {
 }
 
 impl Monitor {
-    /// Connects. `timeout` bounds this and every request. `notices` gets what happens to the connection;
+    /// Connects. `timeout` bounds this and every request; without `pipelining` there is one at a time. `notices` gets what happens to the connection;
     /// with `reconnect`, a lost connection is sought again until [`Monitor::hang_up`].
     ///
     /// # Errors
@@ -89,6 +90,7 @@ impl Monitor {
     pub fn connect(
         address: Address,
         timeout: Duration,
+        pipelining: bool,
         reconnect: bool,
         notices: Sender<Notice>,
     ) -> Result<Monitor, ConnectError> {
@@ -97,11 +99,12 @@ impl Monitor {
             on_event: OnceLock::new(),
             on_renewal: OnceLock::new(),
         });
-        let connection = Arc::new(Connection::open(&address, timeout, bell.clone())?);
+        let connection = Arc::new(Connection::open(&address, timeout, pipelining, bell.clone())?);
         let reconnect = reconnect && address.is_repeatable();
         let inner = Arc::new(Inner {
             address,
             timeout,
+            pipelining,
             reconnect,
             bell,
             current: Mutex::new(Current {
@@ -166,6 +169,17 @@ impl Monitor {
     pub fn try_send(&self, request: &[u8]) -> Option<Pending> {
         let connection = self.inner.current.lock().connection.clone();
         connection.try_send(request)
+    }
+
+    /// Sends a request that nobody waits for yet, if QEMU is ready to take one.
+    pub fn send_ahead(&self, request: &[u8]) -> Option<Pending> {
+        let connection = self.inner.current.lock().connection.clone();
+        connection.send_ahead(request)
+    }
+
+    /// Whether the QEMU in force is sent one request at a time, and so nothing ahead.
+    pub fn is_one_at_a_time(&self) -> bool {
+        self.inner.current.lock().connection.is_one_at_a_time()
     }
 
     /// How long a request may take.
@@ -242,7 +256,7 @@ impl Inner {
                     continue;
                 }
             }
-            let attempt = Connection::open(&self.address, self.timeout, self.bell.clone());
+            let attempt = Connection::open(&self.address, self.timeout, self.pipelining, self.bell.clone());
             if attempt.is_ok()
                 && let Some(on_renewal) = self.bell.on_renewal.get()
             {

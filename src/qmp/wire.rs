@@ -25,6 +25,14 @@ pub struct Greeting {
     pub package: String,
 }
 
+impl Greeting {
+    /// Whether libvirt's `virt-qemu-qmp-proxy` says it: no build of QEMU has just its version for a name.
+    pub(super) fn is_libvirts(&self) -> bool {
+        let (major, minor, micro) = self.version;
+        self.package == format!("qemu-{major}.{minor}.{micro}")
+    }
+}
+
 impl std::fmt::Display for Greeting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (major, minor, micro) = self.version;
@@ -145,9 +153,15 @@ pub fn decode(line: &[u8]) -> Message {
 
 fn parse_greeting(raw: &RawValue) -> serde_json::Result<Greeting> {
     #[derive(Deserialize)]
-    struct Qmp {
-        version: Version,
+    struct Qmp<'a> {
+        #[serde(borrow)]
+        version: &'a RawValue,
     }
+    parse_version(serde_json::from_str::<Qmp<'_>>(raw.get())?.version)
+}
+
+/// What QEMU says of itself, as its greeting and `query-version` have it.
+pub(super) fn parse_version(raw: &RawValue) -> serde_json::Result<Greeting> {
     #[derive(Deserialize)]
     struct Version {
         qemu: Number,
@@ -160,7 +174,7 @@ fn parse_greeting(raw: &RawValue) -> serde_json::Result<Greeting> {
         minor: u32,
         micro: u32,
     }
-    let Version { qemu, package } = serde_json::from_str::<Qmp>(raw.get())?.version;
+    let Version { qemu, package } = serde_json::from_str(raw.get())?;
     Ok(Greeting {
         version: (qemu.major, qemu.minor, qemu.micro),
         package,
@@ -340,9 +354,14 @@ mod tests {
     fn greeting() {
         let line = br#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
         match decode(line) {
-            Message::Greeting(g) => assert_eq!(g.to_string(), "QEMU 7.2.22 (Debian)"),
+            Message::Greeting(g) => {
+                assert_eq!(g.to_string(), "QEMU 7.2.22 (Debian)");
+                assert!(!g.is_libvirts());
+            }
             other => panic!("{other:?}"),
         }
+        let proxys = br#"{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "qemu-7.2.22"}, "capabilities": ["oob"]}}"#;
+        assert!(matches!(decode(proxys), Message::Greeting(g) if g.is_libvirts()));
         assert!(matches!(decode(br#"{"QMP": 1}"#), Message::Garbage(_)));
     }
 

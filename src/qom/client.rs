@@ -54,6 +54,11 @@ impl Qom {
         self.list_get.store(false, Ordering::Relaxed);
     }
 
+    /// Whether QEMU is sent one request at a time, and so nothing ahead.
+    pub fn is_one_at_a_time(&self) -> bool {
+        self.monitor.is_one_at_a_time()
+    }
+
     /// The connection underneath.
     pub fn monitor(&self) -> &Monitor {
         &self.monitor
@@ -79,7 +84,7 @@ impl Qom {
 
     /// Sends a request that nobody waits for yet, if QEMU is ready to take it.
     pub fn ask_ahead<T>(&self, request: Request<T>) -> Option<Ask<T>> {
-        let pending = self.monitor.try_send(&request.bytes)?;
+        let pending = self.monitor.send_ahead(&request.bytes)?;
         Some(Ask {
             pending,
             asked: request.asked,

@@ -25,6 +25,8 @@ pub enum Reason {
     /// Any other refusal.
     Refused,
     Timeout,
+    /// The request is longer than can be sent.
+    TooLong,
     Disconnected,
     Undecodable,
 }
@@ -35,6 +37,7 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match &self.source {
             qmp::Error::Timeout(_) | qmp::Error::Stalled => Reason::Timeout,
+            qmp::Error::TooLong(..) => Reason::TooLong,
             // The reply that was waited for may be the very line that is no QMP.
             qmp::Error::Closed(why) if !why.is_orderly() => Reason::Undecodable,
             qmp::Error::Closed(_) => Reason::Disconnected,

@@ -48,6 +48,7 @@ impl Error {
             (Reason::TooLate, Doing::Write) => libc::EBUSY,
             (Reason::Refused, Doing::Write) => libc::EINVAL,
             (Reason::Timeout, _) => libc::ETIMEDOUT,
+            (Reason::TooLong, _) => libc::EFBIG,
             (Reason::Disconnected, _) => libc::ENOTCONN,
             (Reason::TooLate | Reason::Refused | Reason::NoCommand | Reason::Undecodable, _) => libc::EIO,
         };

@@ -62,13 +62,14 @@ impl Tree {
             self.ask_listing(&path, values, process)
                 .and_then(|listed| self.finish(&path, listed))
         };
-        let came = match self.ahead.take_listing(process, &path, changes) {
+        let along = process.map_or(Ok(()), |process| self.ask_along(process, &path));
+        let came = along.and_then(|()| match self.ahead.take_listing(process, &path, changes) {
             Some(listed) => self.finish(&path, listed).or_else(|e| match e.reason() {
                 Reason::Undecodable => now(),
                 _ => Err(e),
             }),
             None => now(),
-        };
+        });
         match came {
             Ok(mut came) => {
                 if let Some(process) = process {
@@ -115,7 +116,7 @@ impl Tree {
     }
 
     /// Whether the next listing for this process should come with values.
-    fn wants_values(&self, process: Process) -> bool {
+    pub(super) fn wants_values(&self, process: Process) -> bool {
         self.is_foreseen(process)
             && self.qom.has_list_get()
             && self.walks.lock().of(process).reads_what_it_lists()

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::ahead::{ListAsk, Listed};
+use super::ahead::{ListAsk, Listed, Moment};
 use super::batch::Batch;
 use super::listing::{Entry, Listing};
 use super::walk::{Pace, Walk};
 use super::{Ino, Process, Tree};
-use crate::qom::{Path, Request};
+use crate::qom::{self, Ask, Path, Request, Valued};
 
 /// How many values of an object may be unread when the next object is asked for: enough to
 /// keep QEMU busy, few enough for the values to be fresh when it is their turn.
@@ -89,13 +89,47 @@ impl Tree {
         }
     }
 
+    /// Where nothing is asked ahead: asks for an object that is to be listed with its values, together with
+    /// those that the walk comes to next.
+    pub(super) fn ask_along(&self, process: Process, path: &Path) -> Result<(), qom::Error> {
+        let changes = self.listings.changes();
+        if !self.wants_values(process)
+            || !self.qom.is_one_at_a_time()
+            || self.ahead.is_listed(process, path, true, changes)
+        {
+            return Ok(());
+        }
+        let next = Next::of(self.walks.lock().of(process), true, 0);
+        let wanted = next.map_or_else(Vec::new, |next| self.wanted(process, &next));
+        if wanted.first() == Some(path) {
+            let moment = self.moment();
+            let ask = self.qom.ask(Request::list_get(&wanted))?;
+            self.put_batch(process, wanted, ask, moment);
+        }
+        Ok(())
+    }
+
     /// Asks for listings ahead, as many as are wanted and not at hand.
     pub(super) fn ask_objects(&self, process: Process, next: Option<Next>) {
         let Some(next) = next else {
             return;
         };
+        let wanted = self.wanted(process, &next);
+        if !next.values {
+            self.ask_names(process, wanted);
+        } else if !wanted.is_empty() {
+            let moment = self.moment();
+            if let Some(ask) = self.qom.ask_ahead(Request::list_get(&wanted)) {
+                self.put_batch(process, wanted, ask, moment);
+            }
+        }
+    }
+
+    /// Those of the objects that come next that are to be asked for now: they are not at hand, and there is
+    /// room for them.
+    fn wanted(&self, process: Process, next: &Next) -> Vec<Path> {
         let Ok(parent) = self.object(next.parent) else {
-            return;
+            return Vec::new();
         };
         let changes = self.listings.changes();
         let mut asked = 0;
@@ -116,28 +150,17 @@ impl Tree {
                 asked += 1;
             }
         }
-        if asked > next.lead {
-            return;
-        }
         let room = self.ahead.room(process, next.values, changes);
-        if !next.values {
-            wanted.truncate(next.batch.min(room));
-            self.ask_names(process, wanted);
-        } else if room > 0 {
-            wanted.truncate(next.batch);
-            self.ask_batch(process, wanted);
-        }
+        wanted.truncate(match next.values {
+            _ if asked > next.lead => 0,
+            true if room > 0 => next.batch,
+            _ => next.batch.min(room),
+        });
+        wanted
     }
 
-    /// Asks for several objects with their values in one request.
-    fn ask_batch(&self, process: Process, paths: Vec<Path>) {
-        if paths.is_empty() {
-            return;
-        }
-        let moment = self.moment();
-        let Some(ask) = self.qom.ask_ahead(Request::list_get(&paths)) else {
-            return;
-        };
+    /// Keeps what was asked for: several objects with their values in one request.
+    fn put_batch(&self, process: Process, paths: Vec<Path>, ask: Ask<Vec<Vec<Valued>>>, moment: Moment) {
         let batch = Batch::new(ask, paths.len());
         for (index, path) in paths.into_iter().enumerate() {
             let listed = Listed {

@@ -23,7 +23,8 @@ fn connected(timeout: Duration) -> (Connection, UnixStream) {
         peer.write_all(b"{\"return\":{}}\n").unwrap();
         peer
     });
-    let connection = Connection::open(&Address::Fd(ours.into_raw_fd()), timeout, Arc::new(Deaf)).unwrap();
+    let address = Address::Fd(ours.into_raw_fd());
+    let connection = Connection::open(&address, timeout, true, Arc::new(Deaf)).unwrap();
     (connection, hello.join().unwrap())
 }
 
