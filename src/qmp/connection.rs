@@ -80,7 +80,7 @@ impl Connection {
         let deadline = Instant::now() + timeout;
         let name = address.to_string();
         let socket = address.connect(deadline).map_err(|e| match e.kind() {
-            io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => ConnectError::NoGreeting {
+            io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => ConnectError::Crowded {
                 address: name.clone(),
                 after: timeout,
             },

@@ -84,6 +84,16 @@ pub enum ConnectError {
     )]
     NoGreeting { address: String, after: Duration },
     #[error(
+        "{address}: no connection within {after:?}: others wait for it already: another client holds this \
+         monitor (a QMP socket serves one client at a time), or QEMU is stopped (state T in ps)"
+    )]
+    Crowded { address: String, after: Duration },
+    #[error(
+        "{address}: QEMU (process {pid}) is stopped and answers nothing: let it go on (kill -CONT {pid}), or \
+         let its debugger do so"
+    )]
+    Stopped { address: String, pid: i32 },
+    #[error(
         "{address}: connected, but this is no QMP monitor: {what}. Give the socket of -qmp (or of \
          -mon …,mode=control), not that of a human monitor, serial port or guest agent"
     )]

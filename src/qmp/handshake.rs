@@ -4,6 +4,8 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use socket2::Socket;
 
 use super::error::ConnectError;
@@ -58,9 +60,15 @@ pub(super) fn handshake(
         what: printable(&what),
     };
     let failed = |e: io::Error| match e.kind() {
-        io::ErrorKind::TimedOut => ConnectError::NoGreeting {
-            address: address.to_owned(),
-            after: timeout,
+        io::ErrorKind::TimedOut => match stopped_peer(socket) {
+            Some(pid) => ConnectError::Stopped {
+                address: address.to_owned(),
+                pid,
+            },
+            None => ConnectError::NoGreeting {
+                address: address.to_owned(),
+                after: timeout,
+            },
         },
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => not_qmp(e.to_string()),
         _ => ConnectError::Io {
@@ -87,7 +95,7 @@ pub(super) fn handshake(
         source: io::Error::new(kind, why),
     };
     let hangs = || {
-        let why = format!("QEMU greets, but answers nothing within {timeout:?}: it hangs, or is stopped");
+        let why = format!("QEMU greets, but answers nothing within {timeout:?}: it hangs");
         broken(io::ErrorKind::TimedOut, why)
     };
     let left = |command: &str| {
@@ -125,6 +133,15 @@ pub(super) fn handshake(
         greeting,
         one_at_a_time,
     })
+}
+
+/// The process that listens at the other end of a Unix socket, if it is stopped, be it by a debugger.
+fn stopped_peer(socket: &Socket) -> Option<i32> {
+    let pid = getsockopt(socket, PeerCredentials).ok()?.pid();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may have blanks and brackets.
+    let (_, state) = stat.rsplit_once(") ")?;
+    state.starts_with(['T', 't']).then_some(pid)
 }
 
 #[cfg(test)]
