@@ -246,6 +246,68 @@ fn a_new_monitor_that_another_client_holds() {
     held(Which::New);
 }
 
+/// A stopped QEMU is not taken for one that another client holds, and one that has ended for neither.
+#[track_caller]
+fn stopped(which: Which) {
+    let (port, qemu) = (0..20)
+        .find_map(|_| {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let port = free.local_addr().expect("its number").port();
+            drop(free); // another process may take it: then once more
+            let address = format!("tcp:127.0.0.1:{port},server=on,wait=off");
+            Some((port, Qemu::try_start(which, "none", &["-qmp", &address]).ok()?))
+        })
+        .expect("a QEMU that listens on a port");
+    let session = Session::new();
+    session
+        .run(&format!("ln -s {} vm.sock", quote(qemu.socket())))
+        .ok();
+    let continued = format!("kill -CONT {}", qemu.pid());
+    let is_stopped = || {
+        let out = session.run("qom-fuse -o timeout=1 vm.sock mnt");
+        assert!(
+            out.status == 1 && out.stderr.contains(&continued) && !out.stderr.contains("another client"),
+            "{out}"
+        );
+    };
+    qemu.stop();
+    is_stopped();
+    // What gave up stays in the queue of a QEMU that takes nobody out of it, until that is full.
+    let crowded = wait_until(SOON, || {
+        let out = session.run("qom-fuse -o timeout=0.3 vm.sock mnt");
+        out.stderr.contains("or QEMU is stopped")
+    });
+    assert!(crowded);
+    // The kernel does not say who is at the other end of TCP.
+    fails(
+        &session,
+        &format!("-o timeout=0.5 127.0.0.1:{port} mnt"),
+        &["no QMP greeting", "another client holds this monitor"],
+    );
+    qemu.cont();
+    session.run("qom-fuse vm.sock mnt && fusermount3 -u mnt").ok();
+    session.wait_ended(SOON);
+
+    let holder = Truth::connect(&qemu.socket()).expect("be the first client");
+    let out = session.run("qom-fuse -o timeout=0.5 vm.sock mnt");
+    assert!(out.stderr.contains("another client holds this monitor"), "{out}");
+    qemu.stop();
+    is_stopped();
+    drop(holder);
+    qemu.kill();
+    fails(&session, "vm.sock mnt", &["refused", "has ended"]);
+}
+
+#[test]
+fn an_old_qemu_that_is_stopped() {
+    stopped(Which::Old);
+}
+
+#[test]
+fn a_new_qemu_that_is_stopped() {
+    stopped(Which::New);
+}
+
 /// A monitor that becomes free in time is waited for.
 #[test]
 fn a_monitor_that_becomes_free() {
