@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,9 @@ pub const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor":
 
 /// The same of the first one that has it.
 pub const GREETING_NEW: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 10}, "package": ""}, "capabilities": []}}"#;
+
+/// The same of libvirt's `virt-qemu-qmp-proxy`: the version is that of the host's QEMU, and the domain has another.
+pub const GREETING_PROXY: &str = r#"{"QMP": {"version": {"qemu": {"major": 10, "minor": 1, "micro": 3}, "package": "qemu-10.1.3"}, "capabilities": ["oob"]}}"#;
 
 /// What to do with a request.
 #[derive(Clone, Debug)]
@@ -63,6 +67,8 @@ pub struct Scripted {
 #[derive(Default)]
 struct Shared {
     requests: Mutex<Vec<(String, Value)>>,
+    one_at_a_time: bool,
+    faults: Mutex<Vec<String>>,
     client: Mutex<Option<UnixStream>>, // locked while a message is sent
 }
 
@@ -110,9 +116,34 @@ impl Scripted {
     pub fn start_raw(
         path: &Path,
         greeting: Vec<u8>,
+        handler: impl FnMut(&str, &Value) -> Action + Send + 'static,
+    ) -> Scripted {
+        Scripted::start_shared(path, greeting, Shared::default(), handler)
+    }
+
+    /// The same for one that does as `virt-qemu-qmp-proxy`: it reads 1,024 bytes at a time and takes all that it has
+    /// for one JSON document, and so understands nothing any more once a request came before the last was answered.
+    #[track_caller]
+    pub fn start_one_at_a_time(
+        path: &Path,
+        greeting: Vec<u8>,
+        handler: impl FnMut(&str, &Value) -> Action + Send + 'static,
+    ) -> Scripted {
+        let shared = Shared {
+            one_at_a_time: true,
+            ..Shared::default()
+        };
+        Scripted::start_shared(path, greeting, shared, handler)
+    }
+
+    #[track_caller]
+    fn start_shared(
+        path: &Path,
+        greeting: Vec<u8>,
+        shared: Shared,
         mut handler: impl FnMut(&str, &Value) -> Action + Send + 'static,
     ) -> Scripted {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let serving = shared.clone();
         let server = Server::start(path, move |stream, state| {
             serving.serve(stream, &greeting, state, &mut handler);
@@ -150,6 +181,11 @@ impl Scripted {
         self.shared.requests.lock().clear();
     }
 
+    /// What came to a server that takes one request at a time before it had answered the last one.
+    pub fn faults(&self) -> Vec<String> {
+        self.shared.faults.lock().clone()
+    }
+
     /// How many clients have connected so far.
     pub fn clients(&self) -> usize {
         self.server.clients()
@@ -184,9 +220,17 @@ impl Shared {
             return;
         }
         let mut splitter = Splitter::default();
-        let mut buffer = vec![0; 64 * 1024];
+        let mut buffer = vec![0; if self.one_at_a_time { 1024 } else { 64 * 1024 }];
+        let mut owed = false;
         while let Ok(length @ 1..) = stream.read(&mut buffer) {
-            for message in splitter.push(&buffer[..length]) {
+            let messages = splitter.push(&buffer[..length]);
+            if owed || (!messages.is_empty() && (messages.len() > 1 || !splitter.is_between())) {
+                self.fault(&buffer[..length]);
+            }
+            if !self.faults.lock().is_empty() {
+                continue; // it never parses again
+            }
+            for message in messages {
                 let request: Value = serde_json::from_slice(&message).unwrap_or_default();
                 let action = match request["execute"].as_str() {
                     Some(command) => {
@@ -205,6 +249,7 @@ impl Shared {
                         Action::error("GenericError", "JSON parse error, expecting value")
                     }
                 };
+                owed = self.one_at_a_time && matches!(action, Action::Silence);
                 if !self.act(action, request.get("id"), state) {
                     stream.shutdown(Shutdown::Both).ok(); // fails only if the client has gone
                     return;
@@ -215,6 +260,9 @@ impl Shared {
 
     /// False when the connection is to be closed.
     fn act(&self, action: Action, id: Option<&Value>, state: &State) -> bool {
+        if self.one_at_a_time && !matches!(action, Action::Delay(..)) {
+            self.expect_nothing();
+        }
         let tag = id.map(|id| format!(r#", "id": {id}"#)).unwrap_or_default();
         let reply = |key: &str, body: &str| self.send(format!("{{\"{key}\": {body}{tag}}}\r\n").as_bytes());
         match action {
@@ -228,6 +276,27 @@ impl Shared {
             Action::Close => false,
             Action::Delay(time, action) => state.pause(time) && self.act(*action, id, state),
             Action::Many(actions) => actions.into_iter().all(|action| self.act(action, id, state)),
+        }
+    }
+
+    fn fault(&self, bytes: &[u8]) {
+        if self.one_at_a_time {
+            self.faults
+                .lock()
+                .push(String::from_utf8_lossy(bytes).into_owned());
+        }
+    }
+
+    /// Before a reply: nothing may have come since the request.
+    fn expect_nothing(&self) {
+        let client = self.client.lock();
+        let Some(stream) = client.as_ref() else { return };
+        let mut early = [0; 256];
+        let (buffer, flags) = (early.as_mut_ptr().cast(), libc::MSG_PEEK | libc::MSG_DONTWAIT);
+        // SAFETY: the buffer is valid for its length.
+        let length = unsafe { libc::recv(stream.as_raw_fd(), buffer, early.len(), flags) };
+        if let Ok(length @ 1..) = usize::try_from(length) {
+            self.fault(&early[..length]);
         }
     }
 

@@ -147,6 +147,11 @@ pub struct Splitter {
 }
 
 impl Splitter {
+    /// Whether no message has begun that is not complete.
+    pub fn is_between(&self) -> bool {
+        self.partial.is_empty()
+    }
+
     /// Takes more bytes; returns the messages completed by them, without the white space between messages.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut complete = Vec::new();
