@@ -10,6 +10,7 @@ pub mod bulk;
 pub mod child;
 pub mod held;
 pub mod hostile;
+pub mod libvirt;
 pub mod mirror;
 pub mod mount;
 pub mod mountinfo;
@@ -29,6 +30,7 @@ pub mod user;
 
 pub use child::{read_file, write_file};
 pub use held::Held;
+pub use libvirt::Libvirt;
 pub use mount::Mount;
 pub use proc::wait_until;
 pub use qemu::{Qemu, Which};
