@@ -40,6 +40,9 @@ wanted_from() {
         fuse3) echo fusermount3 ;;
         groff-base) echo groff ;;
         libc6-dev) echo /usr/include/stdio.h ;;
+        libvirt-clients) echo virsh ;;
+        libvirt-clients-qemu) echo virt-qemu-qmp-proxy ;;
+        libvirt-daemon-system) echo /usr/sbin/libvirtd ;;
         man-db) echo man ;;
         nodejs) echo node ;;
         procps) echo pgrep ;;

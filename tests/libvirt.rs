@@ -26,7 +26,6 @@ fn shows_all(mount: &Mount, objects: &[Object]) {
 }
 
 /// On libvirt's proxy for a domain, with the other QEMU installed on the host.
-#[track_caller]
 fn behind_the_proxy(which: Which, host: Which) {
     let libvirt = Libvirt::start(host);
     libvirt.start_domain("web", which);
@@ -43,7 +42,8 @@ fn behind_the_proxy(which: Which, host: Which) {
     let launch = mount::Launch::new().args(&["-v"]).socket(proxy.socket());
     let mount = launch.foreground();
     let package = version["package"].as_str().expect("a package");
-    assert!(mount.log().contains(package), "{}", mount.log());
+    let is_said = wait_until(SOON, || mount.log().contains(package));
+    assert!(is_said, "{}", mount.log());
     shows_all(&mount, &objects);
 
     let at = quote(mount.path());

@@ -93,7 +93,8 @@ fn eight_greps_a_find_and_a_write() {
             let server = serve(&session, &tree, list_get, "");
             let launch = Launch::new().args(options).args(&["-v"]);
             let mount = launch.socket(server.socket()).foreground();
-            assert!(mount.log().contains("the domain's"), "{}", mount.log());
+            let is_said = wait_until(10 * SECOND, || mount.log().contains("the domain's"));
+            assert!(is_said, "{}", mount.log());
             assert_eq!(walks(&mount), expected, "{list_get} {options:?}");
             for length in [1, 900, 1024, 5000, 900_000] {
                 let value = "x".repeat(length);
