@@ -93,8 +93,8 @@ impl Tree {
     /// those that the walk comes to next.
     pub(super) fn ask_along(&self, process: Process, path: &Path) -> Result<(), qom::Error> {
         let changes = self.listings.changes();
-        if !self.wants_values(process)
-            || !self.qom.is_one_at_a_time()
+        if !self.qom.is_one_at_a_time()
+            || !self.wants_values(process)
             || self.ahead.is_listed(process, path, true, changes)
         {
             return Ok(());
