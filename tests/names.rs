@@ -331,3 +331,27 @@ fn a_real_qemu_with_names_that_no_file_can_have() {
         }
     }
 }
+
+/// 251 bytes are the same in all of them, and that is what is left of each when it needs a counter.
+#[test]
+fn many_names_that_are_cut_to_the_same() {
+    let name = |number: u32| {
+        format!(
+            "{}{}",
+            "a".repeat(251),
+            char::from_u32(0x10000 + number).expect("a character")
+        )
+    };
+    let names: Vec<String> = (0..16_000).chain(0..16_000).map(name).collect();
+    let listing: Value = names
+        .iter()
+        .map(|name| json!({ "name": name, "type": "string" }))
+        .collect();
+    let server = Scripted::start(move |_, args| match args["path"].as_str() {
+        Some("/o") => Action::Return(listing.clone()),
+        _ => Action::Return(json!([{ "name": "o", "type": "child<x>" }])),
+    });
+    let mount = Mount::start_foreground(server.socket(), &["-o", "entry_timeout=60"]);
+    let out = sh_in(mount.join("o"), "ls -f | sort -u | wc -l");
+    assert_eq!(out.ok().text(), "32002");
+}

@@ -1,10 +1,12 @@
-//! File names for property names (design §3).
+//! File names for property names.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 /// The longest file name Linux takes, in bytes.
 const NAME_MAX: usize = 255;
+/// The longest `~2`, `~3`, … that is ever needed, in bytes; listings are shorter than ten million names.
+const LONGEST_COUNTER: usize = 8;
 
 /// The name under which a property is shown, before collisions are settled: bytes that a
 /// file name cannot hold are written `\xNN`, as QEMU itself does for memory regions, and a
@@ -35,24 +37,24 @@ pub fn is_odd(name: &str) -> bool {
 /// Gives every name of a listing, in order, a file name of its own.
 pub fn file_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Cow<'a, str>> {
     let mut shown: Vec<Cow<'a, str>> = names.into_iter().map(file_name).collect();
-    let mut taken: HashSet<Cow<'a, str>> = HashSet::with_capacity(shown.len());
-    let mut late = Vec::new();
-    for (i, name) in shown.iter().enumerate() {
-        if !taken.insert(name.clone()) {
-            late.push(i);
-        }
-    }
-    // Counted per name, so that a listing of nothing but equal names costs no square.
-    let mut next: HashMap<Cow<'a, str>, usize> = HashMap::new();
+    let mut taken: HashSet<&str> = HashSet::with_capacity(shown.len());
+    let late: Vec<usize> = (0..shown.len()).filter(|i| !taken.insert(&shown[*i])).collect();
+    // Counted by what is left of a name before the longest counter: so each counter is tried once behind
+    // what is left, however many names are cut to it, and no two of those that are given are equal.
+    let mut next: HashMap<&str, usize> = HashMap::new();
+    let mut given = Vec::with_capacity(late.len());
     for i in late {
-        let count = next.entry(shown[i].clone()).or_insert(2);
+        let count = next.entry(cut(&shown[i], LONGEST_COUNTER)).or_insert(2);
         let unique = loop {
             let candidate = with_suffix(&shown[i], &format!("~{count}"));
             *count += 1;
-            if taken.insert(candidate.clone().into()) {
+            if !taken.contains(&*candidate) {
                 break candidate;
             }
         };
+        given.push((i, unique));
+    }
+    for (i, unique) in given {
         shown[i] = unique.into();
     }
     shown
@@ -60,11 +62,16 @@ pub fn file_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Cow<'a, s
 
 /// `base` and `suffix`, with `base` cut at a character so that both fit.
 fn with_suffix(base: &str, suffix: &str) -> String {
-    let mut cut = base.len().min(NAME_MAX - suffix.len());
+    format!("{}{suffix}", cut(base, suffix.len()))
+}
+
+/// What is left of a name, cut at a character, when so many bytes are to follow.
+fn cut(base: &str, following: usize) -> &str {
+    let mut cut = base.len().min(NAME_MAX - following);
     while !base.is_char_boundary(cut) {
         cut -= 1;
     }
-    format!("{}{suffix}", &base[..cut])
+    &base[..cut]
 }
 
 /// The 32-bit FNV-1a hash: short, and the same in every version of qom-fuse.
@@ -112,6 +119,15 @@ mod tests {
     fn many_equal_names_cost_no_square() {
         let names = file_names(std::iter::repeat_n("x", 100_000));
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), 100_000);
+    }
+
+    #[test]
+    fn many_names_that_are_cut_to_the_same_cost_no_square() {
+        let name = |i: u32| char::from_u32(0x10000 + i).map(|c| "a".repeat(251) + &c.to_string());
+        let names: Vec<String> = (0..50_000).chain(0..50_000).filter_map(name).collect();
+        let shown = file_names(names.iter().map(String::as_str));
+        assert_eq!(shown.iter().collect::<HashSet<_>>().len(), 100_000);
+        assert!(shown.iter().all(|name| name.len() <= NAME_MAX));
     }
 
     proptest! {
