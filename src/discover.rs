@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use nix::unistd::getuid;
 
 use crate::qmp::printable;
 
@@ -23,6 +26,8 @@ const STARTERS: [&str; 9] = [
 #[derive(Debug, PartialEq, Eq)]
 pub struct Machine {
     pub pid: u32,
+    /// A process of this very user.
+    pub own: bool,
     /// From `-name`.
     pub name: Option<String>,
     pub monitors: Vec<MonitorAt>,
@@ -37,7 +42,8 @@ pub enum MonitorAt {
     Held,
 }
 
-/// Every QEMU with a QMP monitor that this user may see, by process id.
+/// Every QEMU with a QMP monitor that this user may see, by process id; the user's own first. What they
+/// say of themselves is anybody's: it must not act on a terminal or a shell.
 pub fn machines() -> Vec<Machine> {
     let mut found: Vec<Machine> = fs::read_dir("/proc")
         .into_iter()
@@ -47,15 +53,39 @@ pub fn machines() -> Vec<Machine> {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let line = fs::read(entry.path().join("cmdline")).ok()?;
             let directory = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-            machine(pid, &line, &directory)
+            let own = entry.metadata().is_ok_and(|m| m.uid() == getuid().as_raw());
+            machine(pid, own, &line, &directory)
         })
         .collect();
-    found.sort_by_key(|machine| machine.pid);
+    found.sort_by_key(|machine| (!machine.own, machine.pid));
     found
 }
 
+/// The address of the first monitor that can be typed as it is, as a word for a shell.
+pub fn suggested(machines: &[Machine]) -> Option<String> {
+    let monitors = machines.iter().flat_map(|machine| &machine.monitors);
+    monitors.into_iter().find_map(|at| match at {
+        // A relative path leads nowhere: its folder may not be known.
+        MonitorAt::Address(address) if address.starts_with('/') || address.starts_with("tcp:") => {
+            let exact = printable(address) == *address && !address.contains(char::REPLACEMENT_CHARACTER);
+            exact.then(|| word(address))
+        }
+        _ => None,
+    })
+}
+
+/// Somebody's text as one word for a shell, safe to print.
+fn word(text: &str) -> String {
+    let text = printable(text);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=+@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// Reads a command line: words, each ended by a NUL.
-fn machine(pid: u32, line: &[u8], directory: &Path) -> Option<Machine> {
+fn machine(pid: u32, own: bool, line: &[u8], directory: &Path) -> Option<Machine> {
     let words: Vec<String> = line
         .split(|b| *b == 0)
         .map(|word| String::from_utf8_lossy(word).into_owned())
@@ -96,7 +126,12 @@ fn machine(pid: u32, line: &[u8], directory: &Path) -> Option<Machine> {
         let options = Options::new(&text);
         options.get("guest").unwrap_or(&options.first).to_owned()
     });
-    (!monitors.is_empty()).then_some(Machine { pid, name, monitors })
+    (!monitors.is_empty()).then_some(Machine {
+        pid,
+        own,
+        name,
+        monitors,
+    })
 }
 
 fn given_to_qmp(text: &str, directory: &Path) -> Option<MonitorAt> {
@@ -197,13 +232,15 @@ impl fmt::Display for Table<'_> {
         write!(f, "{:>8}  {:<20}  SOCKET", "PID", "NAME")?;
         for machine in self.0 {
             for monitor in &machine.monitors {
-                let name = printable(machine.name.as_deref().unwrap_or("-"));
+                let name = machine.name.as_deref().map(word);
+                let domain = name.as_deref().unwrap_or("DOMAIN");
+                let name = name.as_deref().unwrap_or("-");
                 write!(f, "\n{:>8}  {name:<20}  ", machine.pid)?;
                 match monitor {
-                    MonitorAt::Address(address) => f.write_str(&printable(address))?,
+                    MonitorAt::Address(address) => f.write_str(&word(address))?,
                     MonitorAt::Held => write!(
                         f,
-                        "(held by what started it; under libvirt: virt-qemu-qmp-proxy {name} SOCKET)"
+                        "(held by what started it; under libvirt: virt-qemu-qmp-proxy {domain} SOCKET)"
                     )?,
                 }
             }
@@ -218,7 +255,7 @@ mod tests {
 
     fn found(line: &str) -> Option<(Option<String>, Vec<MonitorAt>)> {
         let line = line.replace(' ', "\0");
-        machine(1, line.as_bytes(), Path::new("/run")).map(|m| (m.name, m.monitors))
+        machine(1, true, line.as_bytes(), Path::new("/run")).map(|m| (m.name, m.monitors))
     }
 
     fn at(addresses: &[&str]) -> Vec<MonitorAt> {
@@ -296,13 +333,25 @@ mod tests {
     #[test]
     fn table() {
         assert!(Table(&[]).to_string().contains("-qmp unix:"));
-        let machine = Machine {
-            pid: 7,
-            name: Some("a\n".into()),
-            monitors: at(&["/s"]),
+        let machine = |pid, name: &str, address: &str| Machine {
+            pid,
+            own: true,
+            name: Some(name.into()),
+            monitors: at(&[address]),
         };
-        let text = Table(&[machine]).to_string();
-        assert_eq!(text.lines().count(), 2, "{text}");
-        assert!(text.ends_with("/s"));
+        let mut machines = vec![
+            machine(7, "a\n  b", "/x;rm -rf ~\u{1b}[2J"),
+            machine(8, "b", "relative"),
+            machine(8, "b", "/\u{fffd}"),
+        ];
+        let text = Table(&machines).to_string();
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(
+            text.contains(r"'a\n  b'") && text.contains(r"'/x;rm -rf ~\u{1b}[2J'"),
+            "{text}"
+        );
+        assert_eq!(suggested(&machines), None);
+        machines.push(machine(9, "c", "/it's"));
+        assert_eq!(suggested(&machines).as_deref(), Some(r"'/it'\''s'"));
     }
 }

@@ -42,13 +42,8 @@ fn main() -> ExitCode {
 
 /// The machines that there are, and the command for the first of them.
 fn suggestion(machines: &[discover::Machine]) -> String {
-    let mut monitors = machines.iter().flat_map(|m| &m.monitors);
-    let first = monitors.find_map(|at| match at {
-        discover::MonitorAt::Address(address) => Some(address),
-        discover::MonitorAt::Held => None,
-    });
     let table = Table(machines).to_string();
-    match first {
+    match discover::suggested(machines) {
         Some(address) => format!("{table}\nTry: qom-fuse {address} MOUNTPOINT"),
         None => table,
     }

@@ -282,3 +282,44 @@ fn the_newest_form() {
         "{socket} is not in {found:?}"
     );
 }
+
+/// What others call their processes neither acts on a terminal nor is a command to paste.
+#[test]
+fn words_of_other_users() {
+    let session = Session::new();
+    let script = r#"
+        mount -t proc proc /proc
+        umount --all --lazy --types fuse.qom-fuse
+        start() { # as whom, and what it says of its monitor
+            $1 bash -c 'exec -a qemu-kvm bash -c "sleep 60; :" x -name "$2" -qmp "$1,server=on"' x "$2" "$3" &
+            until grep -q qemu-kvm /proc/$!/cmdline; do sleep 0.01; done
+        }
+        other="setpriv --reuid=65534 --regid=65534 --clear-groups"
+        start "$other" $'unix:/tmp/x;touch pwned \x23\e]0;X\a\e[2J' $'a  /tmp/b\e[2J'
+        start "$other" $'tcp:a\xe2\x80\xae:1' c
+        qom-fuse --list; qom-fuse mnt 2>&1; echo ==
+        start "$other" "unix:/tmp/it's;touch pwned" d
+        qom-fuse mnt 2>&1 | tail -n 1
+        start "" unix:/tmp/own e
+        qom-fuse mnt 2>&1 | tail -n 1
+    "#;
+    fs::write(session.dir().join("alone.sh"), script).expect("write a script");
+    let out = session.run("unshare --mount --pid --fork --kill-child bash alone.sh");
+    let text = out.ok().text();
+    let acts = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+    assert!(!text.contains(acts) && out.stderr.is_empty(), "{out}");
+    let (first, after) = text.split_once("==\n").expect("both parts");
+    assert!(!first.contains("Try:"), "{out}");
+    assert!(
+        first.contains(r"'/tmp/x;touch pwned #\u{1b}]0;X\u{7}\u{1b}[2J'"),
+        "{out}"
+    );
+    assert!(first.contains(r"'a  /tmp/b\u{1b}[2J'"), "{out}");
+    assert_eq!(
+        after.lines().collect::<Vec<_>>(),
+        [
+            r"Try: qom-fuse '/tmp/it'\''s;touch pwned' MOUNTPOINT",
+            "Try: qom-fuse /tmp/own MOUNTPOINT"
+        ]
+    );
+}
