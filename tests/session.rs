@@ -289,3 +289,55 @@ fn mount_points_as_they_are_typed() {
         .ok();
     session.wait_ended(SOON);
 }
+
+/// A socket's address has room for 107 bytes.
+#[test]
+fn a_socket_in_a_deep_folder() {
+    for which in Which::ALL {
+        let session = Session::new();
+        let deep = session.dir().join("d".repeat(200)).join("e".repeat(100));
+        std::fs::create_dir_all(&deep).expect("make deep folders");
+        let start = || {
+            let qemu = session.start(&format!(
+                "cd {} && exec {} -M none -display none -nodefaults -S -qmp unix:q.sock,server=on,wait=off",
+                quote(&deep),
+                quote(which.binary())
+            ));
+            assert!(wait_until(SOON, || deep.join("q.sock").exists()), "no QEMU");
+            qemu
+        };
+        let mut qemu = start();
+        let absolute = deep.join("q.sock").display().to_string();
+        for socket in ["q.sock", "unix:q.sock", &absolute] {
+            for options in ["", "-o reconnect"] {
+                let point = quote(session.mnt());
+                let mount = format!("cd {} && qom-fuse {options} {socket} {point}", quote(&deep));
+                session.run(&mount).ok();
+                let read = || session.run("cat mnt/machine/type");
+                assert_eq!(read().ok().text(), "none-machine", "{socket}");
+                if !options.is_empty() {
+                    // Meanwhile it works in the root folder.
+                    common::proc::signal(qemu.pid() as i32, libc::SIGKILL);
+                    qemu.finish(SOON);
+                    std::fs::remove_file(deep.join("q.sock")).ok(); // QEMU may have
+                    assert!(wait_until(SOON, || read().status != 0));
+                    qemu = start();
+                    assert!(wait_until(SOON, || read().status == 0), "{socket}: {}", read());
+                }
+                session.run("fusermount3 -u mnt").ok();
+                session.wait_ended(SOON);
+            }
+        }
+        let missing = session.run(&format!(
+            "cd {} && qom-fuse missing.sock {}",
+            quote(&deep),
+            quote(session.mnt())
+        ));
+        assert!(
+            missing.status == 1 && missing.stderr.contains("is QEMU running"),
+            "{missing}"
+        );
+        common::proc::signal(qemu.pid() as i32, libc::SIGKILL);
+        qemu.finish(SOON);
+    }
+}

@@ -1,14 +1,19 @@
 //! Where a monitor is: what a user types, and what was given to QEMU's `-qmp`.
 
 use std::fmt;
+use std::fs::OpenOptions;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
+
+/// The longest path that a socket's address has room for, in bytes.
+const LONGEST_PATH: usize = 107;
 
 /// The address of a QMP monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,7 +174,7 @@ impl Address {
     /// `TimedOut` after `deadline`, which a monitor with a full backlog reaches too.
     pub(super) fn connect(&self, deadline: Instant) -> io::Result<Socket> {
         match self {
-            Address::Unix(path) => connect_unix(&SockAddr::unix(path)?, deadline),
+            Address::Unix(path) => connect_path(path, deadline),
             Address::Abstract(name) => {
                 // A leading NUL is what marks an abstract name.
                 connect_unix(&SockAddr::unix(format!("\0{name}"))?, deadline)
@@ -178,6 +183,26 @@ impl Address {
             Address::Fd(n) => inherit(*n),
         }
     }
+}
+
+/// Connects to a socket whose path may be longer than a socket's address: then it is opened, and reached by
+/// the descriptor.
+fn connect_path(path: &Path, deadline: Instant) -> io::Result<Socket> {
+    let length = path.as_os_str().len();
+    if length <= LONGEST_PATH {
+        return connect_unix(&SockAddr::unix(path)?, deadline);
+    }
+    let held = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)?;
+    let short = format!("/proc/self/fd/{}", held.as_raw_fd());
+    connect_unix(&SockAddr::unix(short)?, deadline).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => io::Error::other(format!(
+            "a path of {length} bytes, longer than {LONGEST_PATH}, can only be reached where /proc is mounted"
+        )),
+        _ => e,
+    })
 }
 
 fn connect_unix(address: &SockAddr, deadline: Instant) -> io::Result<Socket> {
