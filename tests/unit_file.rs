@@ -163,3 +163,37 @@ fn names_follow_the_convention() {
         assert!(told, "{word} is not explained");
     }
 }
+
+/// As many threads as it ever has, and the process that watches over it.
+#[test]
+fn it_may_have_as_many_threads_as_it_needs() {
+    let most: usize = value(&unit(), "TasksMax").parse().expect("a number");
+    let tree = ScriptedTree::new();
+    for number in 0..100 {
+        tree.prop("/", &format!("p{number}"), "string", "x".into());
+    }
+    let mut answer = tree.handler();
+    let mut first = true;
+    let server = Scripted::start(move |command, args| match command {
+        "qom-get" if std::mem::take(&mut first) => {
+            Action::Delay(Duration::from_secs(3), Box::new(answer(command, args)))
+        }
+        _ => answer(command, args),
+    });
+    let mount = Mount::start_foreground(server.socket(), &["-o", "reconnect"]);
+    let readers = common::sh::sh_start(&format!(
+        "cd {} && for i in {{0..99}}; do cat p$i & done; wait",
+        quote(mount.path())
+    ));
+    let tasks = || {
+        let of = |pid: &u32| fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |tasks| tasks.count());
+        mount.pids().iter().map(of).sum::<usize>()
+    };
+    let mut seen = 0;
+    wait_until(Duration::from_secs(3), || {
+        seen = seen.max(tasks());
+        false
+    });
+    assert_eq!(readers.finish(SOON).ok().lines().len(), 100);
+    assert!(seen > 64 && seen + 16 < most, "{seen} tasks, {most} allowed");
+}
