@@ -1,19 +1,26 @@
-//! The log: to the terminal in the foreground, to syslog in the background, or to a file.
+//! The log: to the terminal in the foreground, to syslog in the background, or to a file. It never waits: a
+//! line that cannot be taken is dropped and counted, and the next one that can says how many there were.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
-use syslog::{Facility, Formatter3164};
+use socket2::SockRef;
+use syslog::{Facility, Formatter3164, LoggerBackend};
 
 /// Lines from warnings on down to info that may come at once, and per second after that: a
 /// peer can provoke as many as it likes.
 const BURST: f64 = 200.0;
 const PER_SECOND: f64 = 20.0;
+/// A line is cut at this many bytes, so that a pipe takes all of it or nothing.
+const MAX_LINE: usize = libc::PIPE_BUF;
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
@@ -26,14 +33,21 @@ struct State {
     output: Output,
     allowance: f64,
     last: Instant,
+    /// Lines that came too fast.
     suppressed: u64,
+    /// Lines that the output did not take.
+    lost: u64,
+    /// Of the last line it took only a part.
+    cut: bool,
 }
+
+type Syslog = syslog::Logger<LoggerBackend, Formatter3164>;
 
 enum Output {
     Stderr,
     File(File),
-    Syslog(Box<syslog::Logger<syslog::LoggerBackend, Formatter3164>>),
-    Nowhere,
+    /// None while there is none.
+    Syslog(Option<Box<Syslog>>),
 }
 
 /// Starts the log at `level` (`RUST_LOG` overrides it), to stderr.
@@ -52,12 +66,7 @@ pub fn start(level: LevelFilter) {
     let most = filter.filter();
     let logger = LOGGER.get_or_init(|| Logger {
         filter,
-        state: Mutex::new(State {
-            output: Output::Stderr,
-            allowance: BURST,
-            last: Instant::now(),
-            suppressed: 0,
-        }),
+        state: Mutex::new(State::new(Output::Stderr)),
     });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(most);
@@ -66,28 +75,44 @@ pub fn start(level: LevelFilter) {
     }
 }
 
-/// Sends the log to the end of a file from now on.
+/// Sends the log to the end of a file from now on. A new one is for its owner alone.
 ///
 /// # Errors
-/// When the file cannot be opened.
+/// When the file cannot be opened, or is a pipe that nobody reads.
 pub fn to_file(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    let opened = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    let file = opened.map_err(|e| match e.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::new(e.kind(), "nobody reads this pipe"),
+        _ => e,
+    })?;
     set(Output::File(file));
     Ok(())
 }
 
-/// Sends the log to syslog (and so to the journal) from now on, or nowhere where there is none.
+/// Sends the log to syslog (and so to the journal) from now on, whenever there is one.
 pub fn to_syslog() {
+    set(Output::Syslog(connect_syslog()));
+}
+
+fn connect_syslog() -> Option<Box<Syslog>> {
     let formatter = Formatter3164 {
         facility: Facility::LOG_DAEMON,
         hostname: None,
         process: "qom-fuse".into(),
         pid: std::process::id(),
     };
-    set(match syslog::unix(formatter) {
-        Ok(logger) => Output::Syslog(Box::new(logger)),
-        Err(_) => Output::Nowhere,
-    });
+    let logger = syslog::unix(formatter).ok()?;
+    let set = match &logger.backend {
+        LoggerBackend::Unix(socket) => socket.set_nonblocking(true),
+        LoggerBackend::UnixStream(stream) => stream.get_ref().set_nonblocking(true),
+        _ => Ok(()),
+    };
+    set.ok().map(|()| Box::new(logger))
 }
 
 /// True when the log goes to the terminal.
@@ -104,6 +129,17 @@ fn set(output: Output) {
 }
 
 impl State {
+    fn new(output: Output) -> State {
+        State {
+            output,
+            allowance: BURST,
+            last: Instant::now(),
+            suppressed: 0,
+            lost: 0,
+            cut: false,
+        }
+    }
+
     /// Whether one more line may be written now.
     fn allow(&mut self, now: Instant) -> bool {
         let since: Duration = now.saturating_duration_since(self.last);
@@ -117,27 +153,99 @@ impl State {
         true
     }
 
+    /// Writes a line, after the number of those that were lost before, or counts it among them.
     fn write(&mut self, level: Level, text: &str) {
-        let severity = level.as_str().to_ascii_lowercase();
-        // A log that cannot be written is no reason to stop.
-        let _ = match &mut self.output {
-            Output::Nowhere => Ok(()),
-            Output::Stderr => writeln!(io::stderr(), "qom-fuse: {severity}: {text}"),
-            Output::File(file) => {
-                let now = humantime();
-                writeln!(file, "{now} {severity}: {text}")
+        if self.lost > 0 {
+            let lost = format!("{} lines were lost: the log did not take them", self.lost);
+            if self.put(Level::Warn, &lost).is_err() {
+                self.lost += 1;
+                return;
             }
-            Output::Syslog(logger) => {
-                let sent = match level {
-                    Level::Error => logger.err(text),
-                    Level::Warn => logger.warning(text),
-                    Level::Info => logger.info(text),
-                    Level::Debug | Level::Trace => logger.debug(text),
-                };
-                sent.map_err(io::Error::other)
+            self.lost = 0;
+        }
+        if self.put(level, text).is_err() {
+            self.lost += 1;
+        }
+    }
+
+    /// Writes a line without waiting.
+    fn put(&mut self, level: Level, text: &str) -> io::Result<()> {
+        let severity = level.as_str().to_ascii_lowercase();
+        let start = if self.cut { "\n" } else { "" };
+        let written = match &mut self.output {
+            Output::Syslog(syslog) => return send(syslog, level, text),
+            Output::Stderr => {
+                let line = line(&format!("{start}qom-fuse: {severity}: {text}"));
+                write_stderr(&line).map(|n| (n, line.len()))
+            }
+            Output::File(file) => {
+                let line = line(&format!("{start}{} {severity}: {text}", humantime()));
+                file.write(&line).map(|n| (n, line.len()))
             }
         };
+        let (taken, whole) = written?;
+        self.cut = taken < whole;
+        if self.cut {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        Ok(())
     }
+}
+
+/// A text as a line of its own.
+fn line(text: &str) -> Vec<u8> {
+    let mut end = text.len().min(MAX_LINE - 1);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}\n", &text[..end]).into_bytes()
+}
+
+/// Writes to standard error what it takes at once. Others have it too, so it cannot be told not to wait;
+/// but a pipe or terminal can be opened once more.
+fn write_stderr(line: &[u8]) -> io::Result<usize> {
+    const PATH: &str = "/proc/self/fd/2";
+    let mut stderr = io::stderr();
+    let kind = fs::metadata(PATH).map(|m| m.file_type());
+    if kind.as_ref().is_ok_and(|kind| kind.is_file()) {
+        return stderr.write(line);
+    }
+    if kind.as_ref().is_ok_and(|kind| kind.is_socket()) {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        return SockRef::from(&stderr).send_with_flags(line, flags);
+    }
+    let mut again = OpenOptions::new();
+    again.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    if let Ok(mut file) = again.open(PATH) {
+        return file.write(line);
+    }
+    // Somebody else may fill it up just now, but no other way is left.
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    match poll(&mut fds, PollTimeout::ZERO)? {
+        0 => Err(ErrorKind::WouldBlock.into()),
+        _ => stderr.write(line),
+    }
+}
+
+/// Sends a line to syslog; one that was started anew needs a new connection.
+fn send(syslog: &mut Option<Box<Syslog>>, level: Level, text: &str) -> io::Result<()> {
+    for _ in 0..2 {
+        let Some(logger) = syslog.take().or_else(connect_syslog) else {
+            break;
+        };
+        let logger = syslog.insert(logger);
+        let sent = match level {
+            Level::Error => logger.err(text),
+            Level::Warn => logger.warning(text),
+            Level::Info => logger.info(text),
+            Level::Debug | Level::Trace => logger.debug(text),
+        };
+        if sent.is_ok() {
+            return Ok(());
+        }
+        *syslog = None;
+    }
+    Err(ErrorKind::NotConnected.into())
 }
 
 /// Seconds since 1970, with milliseconds.
@@ -180,12 +288,8 @@ mod tests {
     #[test]
     fn a_flood_is_cut() {
         let start = Instant::now();
-        let mut state = State {
-            output: Output::Nowhere,
-            allowance: BURST,
-            last: start,
-            suppressed: 0,
-        };
+        let mut state = State::new(Output::Stderr);
+        state.last = start;
         let passed = (0..10_000).filter(|_| state.allow(start)).count();
         assert_eq!(passed, BURST as usize);
         assert_eq!(state.suppressed, 10_000 - BURST as u64);
