@@ -3,11 +3,16 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
 use common::mount::Launch;
+use common::proc::signal;
+use common::sh::quote;
 use common::*;
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -111,4 +116,174 @@ fn a_log_file_that_cannot_be_opened_stops_the_mount() {
         .background();
     let out = out.err().expect("a refusal");
     assert!(out.status == 1 && out.stderr.contains(file), "{out}");
+}
+
+/// A server with a value, `good`, and one, `bad`, that cannot be read, in so many words.
+fn refusing() -> (ScriptedTree, Scripted) {
+    let tree = ScriptedTree::new()
+        .object("/o")
+        .prop("/o", "good", "string", json!("good"))
+        .unreadable("/o", "bad", "string");
+    tree.hook(
+        "qom-get",
+        "/o",
+        "bad",
+        Action::error("GenericError", "x".repeat(900)),
+    );
+    let server = tree.serve();
+    (tree, server)
+}
+
+/// Reads what cannot be read, which a line of the log says each time, and what can.
+const MANY: &str = "for i in {1..300}; do cat mnt/o/bad; done 2>/dev/null; cat mnt/o/good";
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let (_tree, server) = refusing();
+    let socket = quote(server.socket());
+    for log in ["2> pipe", "--log-file pipe"] {
+        let session = Session::new();
+        // Somebody has the reading end, and does not read.
+        let script = "mkfifo pipe; sleep 300 <> pipe >/dev/null 2>&1 &
+            until [ -p pipe ]; do sleep 0.01; done";
+        let command = match log.strip_prefix("--") {
+            Some(_) => format!("exec qom-fuse -f {log} {socket} mnt"),
+            None => format!("exec qom-fuse -f {socket} mnt {log}"),
+        };
+        let running = session.start(&format!("{script}\n{command}"));
+        assert!(wait_until(SOON, || session.info().is_some()), "no mount");
+        assert_eq!(session.run(MANY).ok().text(), "good", "{log}");
+        // Once there is room, it says that there is something missing.
+        let said = session.run(
+            "timeout 1 cat pipe > before; sleep 1; cat mnt/o/bad 2>/dev/null; timeout 1 cat pipe > after; cat after",
+        );
+        assert!(
+            said.text()
+                .contains(" lines were lost: the log did not take them"),
+            "{log}: {said}"
+        );
+        session.run(MANY).ok();
+        signal(running.pid() as i32, libc::SIGTERM);
+        running.finish(SOON).ok();
+        session.wait_ended(SOON);
+    }
+}
+
+#[test]
+fn a_log_file_that_is_a_pipe_without_a_reader_stops_the_mount() {
+    let (_tree, server) = refusing();
+    let session = Session::new();
+    let script = format!(
+        "mkfifo pipe; qom-fuse --log-file pipe {} mnt",
+        quote(server.socket())
+    );
+    let out = session.run(&script);
+    assert!(
+        out.status == 1 && out.stderr.contains("nobody reads this pipe"),
+        "{out}"
+    );
+}
+
+/// What came to a socket of syslog so far.
+fn received(syslog: &UnixDatagram) -> Vec<String> {
+    let mut buffer = [0; 8192];
+    std::iter::from_fn(|| syslog.recv(&mut buffer).ok().map(|n| buffer[..n].to_vec()))
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .collect()
+}
+
+/// A stopped journald, or one that is started anew.
+#[test]
+fn a_syslog_that_hangs_holds_nothing_up_and_one_that_comes_back_is_found() {
+    let (_tree, server) = refusing();
+    let session = Session::new();
+    let path = session.dir().join("log.sock");
+    let bind = || {
+        let socket = UnixDatagram::bind(&path).expect("a socket for syslog");
+        socket.set_nonblocking(true).expect("not to wait");
+        socket
+    };
+    let syslog = bind();
+    // A /dev with a /dev/log of our own, for this mount alone.
+    let script = format!(
+        "mkdir dev && mount -t tmpfs tmpfs dev
+         for n in fuse null; do touch dev/$n && mount --bind /dev/$n dev/$n; done
+         ln -s {} dev/log && mount --rbind dev /dev
+         qom-fuse {} mnt && {MANY}",
+        quote(&path),
+        quote(server.socket())
+    );
+    let out = session.run(&format!(
+        "exec unshare --mount --propagation private bash -c {}",
+        quote(script)
+    ));
+    assert_eq!(out.ok().text(), "good");
+    let pids = session.pids();
+    let inside = |script: &str| {
+        let script = format!("cd {} && {script}", quote(session.dir()));
+        session.run(&format!(
+            "nsenter --target {} --mount bash -c {}",
+            pids[0],
+            quote(script)
+        ))
+    };
+    assert!(!received(&syslog).is_empty());
+    inside("sleep 1; cat mnt/o/bad").fails();
+    let after = received(&syslog);
+    assert!(
+        after.iter().any(|line| line.contains(" lines were lost")),
+        "{after:?}"
+    );
+    drop(syslog);
+    inside("cat mnt/o/bad").fails();
+    fs::remove_file(&path).expect("remove the old socket");
+    let syslog = bind();
+    inside("cat mnt/o/bad").fails();
+    let after = received(&syslog);
+    assert!(
+        after.iter().any(|line| line.contains("qom-get /o bad: xxx")),
+        "{after:?}"
+    );
+    for pid in &pids {
+        signal(*pid as i32, libc::SIGTERM);
+    }
+    session.wait_ended(SOON);
+}
+
+#[test]
+fn no_value_that_is_set_comes_into_the_log() {
+    let tree = ScriptedTree::new()
+        .object("/o")
+        .prop("/o", "key", "string", json!("none"));
+    let server = tree.serve();
+    let dir = tempfile::tempdir().expect("a folder for a log");
+    let file = dir.path().join("log");
+    let options = ["-vv", "--log-file", file.to_str().expect("UTF-8")];
+    for launch in [
+        Launch::new().args(&options),
+        Launch::new().args(&options[1..]).env("RUST_LOG", "trace"),
+        Launch::new().args(&["-vv"]),
+    ] {
+        tree.clear_hooks();
+        let mount = launch.socket(server.socket()).foreground();
+        write_file(mount.join("o/key"), b"s3cret-value").expect("a write");
+        let words = "Property 'x.key' doesn't take value 's3cret-value'";
+        tree.hook("qom-set", "/o", "key", Action::error("GenericError", words));
+        assert_eq!(
+            write_file(mount.join("o/key"), b"s3cret-value"),
+            Err(libc::EINVAL)
+        );
+        let said = child::get_xattr(mount.join("o/key"), "user.qom.error");
+        assert_eq!(said.as_deref(), Ok(words.as_bytes()), "whoever sets it is told");
+        mount.unmount();
+        mount.wait_exit(SOON);
+        let log = mount.log() + &fs::read_to_string(&file).unwrap_or_default();
+        assert!(
+            log.contains("qom-set") && log.contains("doesn't take value"),
+            "{log}"
+        );
+        assert!(!log.contains("s3cret"), "{log}");
+    }
+    let mode = fs::metadata(&file).expect("a log").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }

@@ -19,7 +19,7 @@ use super::lines::LineReader;
 use super::outgoing::Outgoing;
 use super::reader::{Listener, read_all};
 use super::slot::{Reply, Slot};
-use super::wire::{Greeting, printable};
+use super::wire::{self, Greeting};
 
 /// The longest request, in bytes, to a peer that takes one at a time. libvirt closes the connection over a
 /// string of more than 4 MiB, and its proxy writes some characters three times as long.
@@ -233,7 +233,7 @@ impl Shared {
         if !writer.flush(deadline).map_err(|e| self.lost(e))? {
             return Err(Error::Stalled);
         }
-        let text = log::log_enabled!(log::Level::Debug).then(|| printable(&String::from_utf8_lossy(request)));
+        let text = log::log_enabled!(log::Level::Debug).then(|| wire::loggable(request));
         let slot = {
             let mut state = self.state.lock();
             self.wait_for_turn(&mut state, deadline)?;
@@ -331,6 +331,8 @@ impl Shared {
         if let Some(text) = &slot.text {
             let verdict = match &reply {
                 Ok(v) => format!("{} bytes", v.get().len()),
+                // Its words may repeat the value that was to be set.
+                Err(Error::Refused { class, .. }) => wire::printable(class),
                 Err(e) => e.to_string(),
             };
             debug!("{text} -> {verdict} in {:?}", slot.sent.elapsed());

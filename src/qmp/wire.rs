@@ -97,6 +97,30 @@ pub fn command(name: &str) -> Vec<u8> {
     format!(r#"{{"execute":"{name}"}}"#).into_bytes()
 }
 
+/// A request as the log shows it: without the values in it, which may be secrets.
+pub(super) fn loggable(request: &[u8]) -> String {
+    const SHOWN: [&str; 4] = ["path", "paths", "property", "typename"];
+    #[derive(Deserialize)]
+    struct Request {
+        execute: String,
+        #[serde(default)]
+        arguments: serde_json::Map<String, Value>,
+    }
+    let Ok(Request {
+        execute,
+        mut arguments,
+    }) = serde_json::from_slice(request)
+    else {
+        return String::new();
+    };
+    for (name, argument) in &mut arguments {
+        if !SHOWN.contains(&name.as_str()) {
+            *argument = "…".into();
+        }
+    }
+    printable(&format!("{execute} {}", Value::Object(arguments)))
+}
+
 #[derive(Deserialize)]
 struct Line<'a> {
     #[serde(rename = "return", borrow, default, deserialize_with = "present")]
@@ -284,6 +308,18 @@ mod tests {
             request("qom-list", &args),
             br#"{"execute":"qom-list","arguments":{"path":"/machine"}}"#
         );
+    }
+
+    #[test]
+    fn no_value_is_logged() {
+        let args =
+            serde_json::json!({"path": "/a", "property": "p", "value": {"path": "secret"}, "id": "secret"});
+        let shown = loggable(&request("qom-set", &args));
+        assert_eq!(
+            shown,
+            r#"qom-set {"id":"…","path":"/a","property":"p","value":"…"}"#
+        );
+        assert_eq!(loggable(&command("query-name")), "query-name {}");
     }
 
     #[test]

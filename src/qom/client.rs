@@ -78,6 +78,7 @@ impl Qom {
             Err(source) => Err(Error {
                 asked: request.asked,
                 source,
+                value: None,
             }),
         }
     }
@@ -106,8 +107,15 @@ impl Qom {
     /// # Errors
     /// QEMU's verdict on the value that fits best.
     pub fn set_text(&self, path: &Path, property: &str, declared: &str, text: &str) -> Result<(), Error> {
+        let set = |value: &Value| {
+            let answer = self.request(Request::set(path, property, value));
+            answer.map_err(|e| Error {
+                value: Some(text.to_owned()),
+                ..e
+            })
+        };
         let value = from_text(declared, text);
-        let first = self.request(Request::set(path, property, &value));
+        let first = set(&value);
         let Err(Error {
             source: qmp::Error::Refused { desc, .. },
             ..
@@ -116,7 +124,7 @@ impl Qom {
             return first;
         };
         match retyped(desc, property, text) {
-            Some(other) if other != value => self.request(Request::set(path, property, &other)),
+            Some(other) if other != value => set(&other),
             _ => first,
         }
     }
@@ -154,6 +162,7 @@ impl<T> Ask<T> {
         result.map_err(|source| Error {
             asked: self.asked,
             source,
+            value: None,
         })
     }
 }

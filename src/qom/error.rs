@@ -1,15 +1,20 @@
 //! Why QEMU would not do something, and what that means.
 
-use crate::qmp;
+use crate::qmp::{self, printable};
 
 /// A request about an object that failed: what was asked, and what QEMU answered.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{asked}: {source}")]
+#[error("{asked}: {}", self.shown())]
 pub struct Error {
     /// The request in a few words: `qom-get /machine graphics`.
     pub asked: String,
     pub source: qmp::Error,
+    /// What was to be set: perhaps a secret, which this error does not show.
+    pub value: Option<String>,
 }
+
+/// A value shorter than this is none, and stays where QEMU repeats it.
+const MIN_SECRET: usize = 4;
 
 /// The meaning of an [`Error`], as far as QEMU's words tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,15 @@ impl Error {
                 "CommandNotFound" => Reason::NoCommand,
                 _ => by_words(desc),
             },
+        }
+    }
+
+    fn shown(&self) -> String {
+        match (&self.source, &self.value) {
+            (qmp::Error::Refused { desc, .. }, Some(value)) if value.len() >= MIN_SECRET => {
+                printable(&desc.replace(value.as_str(), "…"))
+            }
+            (source, _) => source.to_string(),
         }
     }
 
@@ -102,6 +116,7 @@ mod tests {
                     class: class.into(),
                     desc: desc.into(),
                 },
+                value: None,
             }
             .reason()
         };
@@ -131,6 +146,19 @@ mod tests {
             reason("DeviceNotFound", "Device '/x' not found"),
             Reason::NotFound
         );
+        let refused = Error {
+            asked: "qom-set /a p".into(),
+            source: qmp::Error::Refused {
+                class: String::new(),
+                desc: "Parameter 'p' does not accept value 's3cr\net'".into(),
+            },
+            value: Some("s3cr\net".into()),
+        };
+        assert_eq!(
+            refused.to_string(),
+            "qom-set /a p: Parameter 'p' does not accept value '…'"
+        );
+        assert!(refused.words().contains("s3cr"));
         assert_eq!(
             reason("CommandNotFound", "The command x has not been found"),
             Reason::NoCommand
