@@ -335,13 +335,116 @@ fn what_answers_meanwhile_but_is_no_monitor_is_not_taken_for_one() {
         assert!(mount.is_mounted(), "{greeting}");
         drop(odd);
     }
-    let server = Scripted::start_at(&path, tree.handler());
+    let _server = Scripted::start_at(&path, tree.handler());
     assert_eq!(read(&mount, "type").as_deref(), Ok("container\n"));
-    // Once it was taken for one, what cannot be trusted ends the mount, reconnect or not.
-    server.send_raw(b"garbage\r\n");
-    mount.wait_unmounted(SOON);
-    assert_eq!(mount.wait_exit(SOON).code(), Some(1), "{}", mount.log());
     assert!(!mount.log().contains('\u{1b}'));
+    mount.signal(libc::SIGTERM);
+    ends_well(&mount);
+}
+
+/// What cannot be trusted any more is given up, and another connection sought.
+#[test]
+fn a_line_that_is_no_qmp_costs_one_connection() {
+    let tree = ScriptedTree::new()
+        .object("/a")
+        .prop("/a", "p", "string", json!("good"))
+        .prop("/a", "bad", "string", json!("bad"));
+    let server = tree.serve();
+    let mount = Mount::start_foreground(server.socket(), &OPTIONS);
+    let good = || wait_until(SOON, || read(&mount, "a/p").as_deref() == Ok("good\n"));
+    let endless = [b"{\"return\": \"".as_slice(), &vec![b'x'; 65 << 20], b"\"}\n"].concat();
+    let lines = [b"garbage\n".to_vec(), b"{\"return\"\n".to_vec(), endless];
+    for line in lines {
+        tree.hook_once("qom-get", "/a", "bad", Action::Raw(line));
+        let before = server.clients();
+        assert_eq!(read(&mount, "a/bad"), Err(libc::EIO), "{}", mount.log());
+        assert!(good() && server.clients() > before, "{}", mount.log());
+    }
+    let before = server.clients();
+    server.send_raw(b"garbage\n"); // unasked
+    assert!(wait_until(SOON, || server.clients() > before), "{}", mount.log());
+    assert!(good(), "{}", mount.log());
+    // One that never says anything else is asked ever more seldom, and nobody waits for it.
+    tree.hook("qom-get", "/machine", "type", Action::Raw(b"garbage\n".to_vec()));
+    let before = server.clients();
+    server.send_raw(b"garbage\n");
+    thread::sleep(5 * SECOND);
+    let attempts = server.clients() - before;
+    assert!((3..=12).contains(&attempts), "{attempts}");
+    tree.clear_hooks();
+    assert!(good(), "{}", mount.log());
+    assert!(mount.is_mounted());
+    mount.signal(libc::SIGTERM);
+    ends_well(&mount);
+}
+
+/// Between such a line and the next connection there is none.
+#[test]
+fn while_there_is_no_connection_it_is_not_connected() {
+    let dir = folder();
+    let path = dir.path().join("vm.sock");
+    let tree = ScriptedTree::new();
+    let server = Scripted::start_at(&path, tree.handler());
+    let mount = Mount::start_foreground(&path, &OPTIONS);
+    assert_eq!(read(&mount, "type").as_deref(), Ok("container\n"));
+    server.send_raw(b"garbage\n");
+    drop(server);
+    is_cut_off(&mount, "type");
+}
+
+#[test]
+fn a_machine_that_does_not_say_who_it_is_is_not_another() {
+    let tree = ScriptedTree::new();
+    let mut answer = tree.handler();
+    let server = Scripted::start(move |command, args| match command {
+        "query-name" => Action::Return(json!({ "name": "alice" })),
+        _ => answer(command, args),
+    });
+    let path = server.socket().to_owned();
+    let mount = Mount::start_foreground(&path, &["-v", "-o", "reconnect,timeout=1"]);
+    assert!(wait_until(SOON, || server.count("query-uuid") > 0));
+    for (name, silent) in [("alice", true), ("bob", true)] {
+        let dir = folder();
+        let next = dir.path().join("next.sock");
+        let (mut answer, mut asked) = (tree.handler(), 0);
+        let other = Scripted::start_at(&next, move |command, args| match command {
+            "query-name" => {
+                asked += 1;
+                let reply = Action::Return(json!({ "name": name }));
+                // Busy at first, and late.
+                if silent && asked == 1 {
+                    Action::Delay(2 * SECOND, Box::new(reply))
+                } else {
+                    reply
+                }
+            }
+            _ => answer(command, args),
+        });
+        std::fs::rename(&next, &path).expect("take the place of the first");
+        server.drop_client();
+        assert!(
+            wait_until(SOON, || other.count("query-uuid") > 0),
+            "{}",
+            mount.log()
+        );
+        thread::sleep(SECOND / 2);
+        assert_eq!(
+            mount.log().contains("to another machine"),
+            name == "bob",
+            "{}",
+            mount.log()
+        );
+        if name == "alice" {
+            other.drop_client(); // and back to the first, which is no other either
+        }
+        drop(other);
+    }
+    assert_eq!(
+        mount.log().matches("to another machine").count(),
+        1,
+        "{}",
+        mount.log()
+    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use fuser::{Session, SessionACL};
@@ -26,7 +26,7 @@ use crate::cli::{Config, Wanted};
 use crate::fuse::{Fuse, THREADS};
 use crate::logging;
 use crate::pool::Pool;
-use crate::qmp::{Address, ConnectError, Monitor, Notice, printable};
+use crate::qmp::{Address, Closed, ConnectError, Monitor, Notice, printable};
 use crate::qom::{Identity, Qom};
 use crate::tree::{Settings, Tree};
 use caches::KernelCaches;
@@ -36,6 +36,9 @@ use machine::Machine;
 
 /// How long the last requests have to be answered when the mount ends.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
+
+/// When a QEMU that does not say which machine it is gets asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why no mount came about. The text names what was wrong.
 #[derive(Debug, thiserror::Error)]
@@ -305,29 +308,37 @@ fn start_session(
 
 /// Handles what happens to the monitor, until it is lost for good.
 fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
-    let reconnect = tree.qom().monitor().reconnects();
-    let mut machine = reconnect.then(|| Identity::ask(tree.qom()));
-    for notice in notices {
-        match notice {
-            Notice::Lost(why) if reconnect && why.is_orderly() => {
+    let monitor = tree.qom().monitor();
+    let reconnect = monitor.reconnects();
+    let mut machine: Option<Identity> = None;
+    let mut unknown = reconnect;
+    loop {
+        if unknown && let Some(now) = Identity::ask(tree.qom()) {
+            unknown = false;
+            if let Some(before) = machine.replace(now.clone()).filter(|before| *before != now) {
+                warn!("connected again, to another machine: {now}; before: {before}");
+            }
+        }
+        // A QEMU that does not say which machine it is may only be busy.
+        let patience = if unknown { ASK_AGAIN } else { Duration::MAX };
+        match notices.recv_timeout(patience) {
+            Ok(Notice::Lost(why)) if reconnect && !matches!(*why, Closed::Internal(_)) => {
+                unknown = false;
                 // Nothing is told of a machine that is gone.
                 tree.distrust_everything();
                 warn!("{why}; waiting for it to come back");
             }
-            Notice::Lost(why) => {
+            Ok(Notice::Lost(why)) => {
                 let _ = ends.send(End::Lost(why));
                 return;
             }
-            Notice::Back => {
+            Ok(Notice::Back) => {
+                unknown = true;
                 tree.distrust_everything();
-                let now = Identity::ask(tree.qom());
-                match machine.replace(now.clone()) {
-                    Some(before) if before != now => {
-                        warn!("connected again, to another machine: {now}; before: {before}");
-                    }
-                    _ => info!("connected again: {now}"),
-                }
+                info!("connected again: {}", monitor.greeting());
             }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

@@ -28,6 +28,9 @@ pub enum Error {
     /// The connection is gone; nothing can be sent.
     #[error("not connected to QEMU: {0}")]
     Closed(Arc<Closed>),
+    /// The same, of a request that was made after the connection was gone, and never sent.
+    #[error("not connected to QEMU: {0}")]
+    Unsent(Arc<Closed>),
     /// QEMU's reply to this request makes no sense; later ones are not affected.
     #[error("QEMU's reply cannot be decoded: {}", printable(.0))]
     Undecodable(String),

@@ -162,7 +162,11 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn send(&self, request: &[u8]) -> Result<Pending, Error> {
-        self.connection().send(request)
+        self.connection().send(request).map_err(|e| match e {
+            // What another request's connection was given up for says nothing of this one.
+            Error::Closed(why) if self.inner.reconnect => Error::Unsent(why),
+            e => e,
+        })
     }
 
     /// Sends a request only if QEMU is there and ready to take it.
@@ -242,7 +246,8 @@ impl Inner {
             {
                 let mut current = self.current.lock();
                 let due = Instant::now() + pause;
-                // While connected this only looks now and then; an access cuts the pause short.
+                // While connected this only looks now and then, and finds that the connection lasts; an access
+                // cuts the pause short.
                 while !current.hurry && !current.ended {
                     if self.changed.wait_until(&mut current, due).timed_out() {
                         break;
@@ -268,15 +273,11 @@ impl Inner {
             current.hurry = false;
             let back = attempt.is_ok();
             match attempt {
-                Ok(connection) => {
-                    current.connection = Arc::new(connection);
-                    pause = BACK_OFF.0;
-                }
-                Err(e) => {
-                    debug!("{e}");
-                    pause = (pause * 2).min(BACK_OFF.1);
-                }
+                Ok(connection) => current.connection = Arc::new(connection),
+                Err(e) => debug!("{e}"),
             }
+            // Also after a success: one that greets and then speaks no QMP is not better than none.
+            pause = (pause * 2).min(BACK_OFF.1);
             drop(current);
             if back {
                 let _ = self.bell.notices.send(Notice::Back);

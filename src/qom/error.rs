@@ -45,7 +45,7 @@ impl Error {
             qmp::Error::TooLong(..) => Reason::TooLong,
             // The reply that was waited for may be the very line that is no QMP.
             qmp::Error::Closed(why) if !why.is_orderly() => Reason::Undecodable,
-            qmp::Error::Closed(_) => Reason::Disconnected,
+            qmp::Error::Closed(_) | qmp::Error::Unsent(_) => Reason::Disconnected,
             qmp::Error::Undecodable(_) => Reason::Undecodable,
             qmp::Error::Refused { class, desc } => match class.as_str() {
                 "DeviceNotFound" => Reason::NotFound,

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use super::client::Qom;
+use super::error::Error;
 use super::path::Path;
 use super::requests::Request;
-use crate::qmp::{Greeting, printable};
+use crate::qmp::{self, Greeting, printable};
 
 /// What tells one machine from another, as far as it tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,15 +19,24 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Asks; what is not answered is left out.
-    pub fn ask(qom: &Qom) -> Identity {
-        let machine = Path::root().child("machine");
-        Identity {
-            qemu: qom.monitor().greeting(),
-            machine: machine.and_then(|path| qom.request(Request::get(&path, "type")).ok()),
-            name: qom.request(Request::machine_name()).ok().flatten(),
-            uuid: qom.request(Request::machine_uuid()).ok().flatten(),
+    /// Asks; what QEMU does not tell is left out. None when it does not answer.
+    pub fn ask(qom: &Qom) -> Option<Identity> {
+        fn told<T>(answer: Result<T, Error>) -> Option<Option<T>> {
+            match answer {
+                Ok(value) => Some(Some(value)),
+                Err(e) if matches!(e.source, qmp::Error::Refused { .. } | qmp::Error::Undecodable(_)) => {
+                    Some(None)
+                }
+                Err(_) => None,
+            }
         }
+        let machine = Path::root().child("machine")?;
+        Some(Identity {
+            qemu: qom.monitor().greeting(),
+            machine: told(qom.request(Request::get(&machine, "type")))?,
+            name: told(qom.request(Request::machine_name()))?.flatten(),
+            uuid: told(qom.request(Request::machine_uuid()))?.flatten(),
+        })
     }
 }
 
