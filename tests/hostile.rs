@@ -367,3 +367,138 @@ fn descriptions_without_end() {
     watch.stayed_small("descriptions");
     still_serves(&mount);
 }
+
+/// Short JSON that would take many times its length as a tree of values.
+#[test]
+fn values_of_many_small_parts() {
+    let _alone = ALONE.lock();
+    let many = |part: &str, count: usize| vec![part; count].join(",");
+    let keys = |count: usize| {
+        (0..count)
+            .map(|n| format!("\"{:x}\":[]", count - n))
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    for (what, value, good) in [
+        ("objects", format!("[{}]", many(r#"{"":0}"#, 1_000_000)), true),
+        ("members", format!("{{{}}}", keys(1_000_000)), true),
+        ("one member", format!("{{{}}}", many("\"\":0", 2_000_000)), true),
+        (
+            "a long one",
+            format!("{{\"b\":\"{}\",\"a\":0}}", "\u{202e}".repeat(20_000_000)),
+            true,
+        ),
+        ("too many", format!("[{}]", many("0", 2_200_000)), false),
+    ] {
+        let reply: Arc<str> = value.into();
+        let server = server(false, move |command, _, name| {
+            (command == "qom-get" && name == "type").then(|| Action::ReturnRaw(reply.to_string()))
+        });
+        let mount = Mount::start_foreground(server.socket(), &["-o", "timeout=60"]);
+        let watch = Watch::of(&mount);
+        let out = sh_deadline(&format!("cat {}/o/type | wc -c", quote(mount.path())), LONG);
+        assert_eq!(out.text() != "0", good, "{what}: {out}");
+        watch.stayed_small(what);
+        still_serves(&mount);
+    }
+}
+
+/// All replies together are bounded, and all are served in the end.
+#[test]
+fn many_such_values_at_once() {
+    let _alone = ALONE.lock();
+    let value: Arc<str> = format!("[{}]", vec![r#"{"":0}"#; 130_000].join(",")).into();
+    let object: Arc<str> = valued(&format!(
+        r#"[{{"name": "type", "type": "list", "value": {value}}},{{"name": "good", "type": "string", "value": "good"}}]"#
+    ))
+    .into();
+    for list_get in [false, true] {
+        let (value, object) = (value.clone(), object.clone());
+        let length = value.len() + 1;
+        let server = server(list_get, move |command, path, name| match (command, path, name) {
+            ("qom-get", _, "type") => Some(Action::ReturnRaw(value.to_string())),
+            ("qom-list-get", "/o", _) => Some(Action::ReturnRaw(object.to_string())),
+            _ => None,
+        });
+        let mount = Mount::start_foreground(server.socket(), &["-o", "timeout=60"]);
+        let watch = Watch::of(&mount);
+        let script = format!(
+            "cd {}/o; for i in {{1..40}}; do cat good type | tail -n 1 | wc -c & done; wait",
+            quote(mount.path())
+        );
+        let out = sh_deadline(&script, 2 * LONG);
+        assert_eq!(
+            out.ok().lines(),
+            vec![length.to_string(); 40],
+            "list_get={list_get}: {out}"
+        );
+        watch.stayed_small(&format!("40 values at once, list_get={list_get}"));
+        still_serves(&mount);
+    }
+}
+
+/// The same in replies, events and errors of other shapes.
+#[test]
+fn other_replies_of_many_small_or_of_long_parts() {
+    let _alone = ALONE.lock();
+    let many = |part: &str, count: usize| format!("[{}]", vec![part; count].join(","));
+    let objects = many(r#"{"":0}"#, 1_000_000);
+    let text = format!("\"{}\"", "\u{202e}".repeat(20_000_000));
+    let names = listing(240_000, "string", |_| String::new()).replace("property-", &"/".repeat(60));
+    let valued_names = listing(240_000, "string", |_| ",\"value\":1e999".to_owned());
+    let odd = [
+        (false, objects.clone()),
+        (false, many("{}", 1_000_000)),
+        (false, format!("[{text}]")),
+        (false, names),
+        (true, valued(&objects)),
+        (true, valued(&text)),
+        (true, valued(&valued_names)),
+        (true, objects.trim_matches(['[', ']']).to_owned()),
+        (true, text.clone()),
+    ];
+    for (number, (list_get, reply)) in odd.into_iter().enumerate() {
+        let reply: Arc<str> = reply.into();
+        let server = server(list_get, move |command, path, _| match (command, path) {
+            ("qom-list" | "qom-list-get", "/o/x") => Some(Action::ReturnRaw(reply.to_string())),
+            ("qom-list", "/o") => Some(Action::Return(json!([
+                { "name": "good", "type": "string" },
+                { "name": "x", "type": "child<x>" },
+            ]))),
+            _ => None,
+        });
+        let mount = Mount::start_foreground(server.socket(), &["-o", "timeout=60"]);
+        let watch = Watch::of(&mount);
+        // The shell reads what it lists, so that the next listing comes with values where it can.
+        let script = format!(
+            "cd {}/o; for i in 1 2; do : *; read -r x < good; read -r y < type; : x/nothing*; done; ls -f x | wc -l",
+            quote(mount.path())
+        );
+        sh_deadline(&script, LONG);
+        watch.stayed_small(&format!("reply {number}"));
+        still_serves(&mount);
+    }
+    let event = format!("{{\"event\": \"DEVICE_DELETED\", \"data\": {objects}}}\n");
+    let texts = format!("{{\"event\": \"DEVICE_DELETED\", \"data\": {text}}}\n");
+    let error = format!("{{\"error\": {{\"class\": \"GenericError\", \"desc\": {text}}}}}\n");
+    let strange = format!("{{\"error\": {text}}}\n");
+    for (number, line) in [event, texts, error, strange].into_iter().enumerate() {
+        let as_reply = line.starts_with("{\"error").then(|| line.clone());
+        let server = server(false, move |command, _, name| {
+            (command == "qom-get" && name == "type").then(|| match &as_reply {
+                Some(line) => Action::Raw(line.clone().into_bytes()),
+                None => Action::Return(json!("x")),
+            })
+        });
+        let mount = Mount::start_foreground(server.socket(), &["-o", "timeout=60"]);
+        let watch = Watch::of(&mount);
+        if line.starts_with("{\"event") {
+            server.send_raw(line.as_bytes());
+            assert!(read_file(mount.join("o/type")).is_ok());
+        } else {
+            assert_eq!(read_file(mount.join("o/type")), Err(libc::EIO));
+        }
+        watch.stayed_small(&format!("line {number}"));
+        still_serves(&mount);
+    }
+}

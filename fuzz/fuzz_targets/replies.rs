@@ -17,7 +17,7 @@ fuzz_target!(|line: &[u8]| {
         }
         Message::Reply(Err(e)) => assert!(!e.to_string().chars().any(char::is_control)),
         Message::Event(event) => {
-            let _ = event.data.get("path").and_then(|p| p.as_str()).map(Path::parse);
+            let _ = event.path.as_deref().map(Path::parse);
         }
         _ => {}
     }

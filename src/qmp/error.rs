@@ -34,6 +34,9 @@ pub enum Error {
     /// QEMU's reply to this request makes no sense; later ones are not affected.
     #[error("QEMU's reply cannot be decoded: {}", printable(.0))]
     Undecodable(String),
+    /// QEMU's reply was dropped: there are too many large ones at once.
+    #[error("QEMU replies with more than there is memory for")]
+    TooMuch,
 }
 
 /// Why a connection ended.

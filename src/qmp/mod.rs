@@ -5,10 +5,10 @@
 //! ([`Connection`]) and how a lost monitor is found again ([`Monitor`]).
 
 mod address;
+mod budget;
 mod connection;
 mod error;
 mod handshake;
-mod large;
 mod lines;
 mod monitor;
 mod outgoing;
@@ -17,8 +17,8 @@ mod slot;
 mod wire;
 
 pub use address::{Address, AddressError};
+pub use budget::{Charge, Text};
 pub use connection::{Connection, Pending};
 pub use error::{Closed, ConnectError, Error};
-pub use large::Text;
 pub use monitor::{Monitor, Notice, OnEvent, OnRenewal};
-pub use wire::{Event, Greeting, Message, command, decode, escaped, printable, request};
+pub use wire::{Event, Greeting, Message, command, decode, escaped, object, printable, request};

@@ -10,9 +10,9 @@ use log::debug;
 use parking_lot::{Condvar, Mutex};
 
 use super::address::Address;
+use super::budget::Text;
 use super::connection::{Connection, Pending};
 use super::error::{Closed, ConnectError, Error};
-use super::large::Text;
 use super::reader::Listener;
 use super::wire::{Event, Greeting};
 

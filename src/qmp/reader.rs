@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use log::warn;
 
+use super::budget::{Budget, Text};
 use super::error::Closed;
 use super::handshake::Incoming;
-use super::large::{Gate, Text};
 use super::lines::LineReader;
 use super::slot::Reply;
 use super::wire::{self, Event, Message, printable};
@@ -34,7 +34,7 @@ fn read_lines(
     answer: impl Fn(Reply) -> bool,
     listener: &dyn Listener,
 ) -> Closed {
-    let gate = Arc::new(Gate::default());
+    let budget = Arc::new(Budget::default());
     loop {
         let line = match lines.next() {
             Ok(Some(line)) => line,
@@ -42,10 +42,10 @@ fn read_lines(
             Err(e) => return e.into(),
         };
         // Before it is copied.
-        let place = gate.enter(line.len());
+        let charge = budget.charge(line);
         match wire::decode(line) {
             Message::Reply(reply) => {
-                if !answer(reply.map(|raw| Text::new(raw, place))) {
+                if !answer(reply.and_then(|raw| Ok(Text::new(raw, charge?)))) {
                     return Closed::Garbage("a reply that no request asked for".into());
                 }
             }

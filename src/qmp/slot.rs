@@ -5,14 +5,11 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::budget::Text;
 use super::error::Error;
-use super::large::Text;
 
 /// A reply as it came.
 pub(super) type Reply = Result<Text, Error>;
-
-/// The longest reply kept, in bytes, to a request that was made ahead.
-const MOST_AHEAD: usize = 2 << 20;
 
 /// One request that was sent, or is about to be.
 pub(super) struct Slot {
@@ -47,12 +44,12 @@ impl Slot {
     /// Puts the reply there. True when it comes too late.
     pub fn fill(&self, reply: Reply) -> bool {
         let mut outcome = self.outcome.lock();
-        let reply = match reply {
-            Ok(text) if self.ahead && text.get().len() > MOST_AHEAD => {
-                Err(Error::Undecodable("a reply too long to be held ahead".into()))
+        let reply = reply.and_then(|mut text| {
+            if self.ahead && !text.set_aside() {
+                return Err(Error::Undecodable("a reply too long to be held ahead".into()));
             }
-            reply => reply,
-        };
+            Ok(text)
+        });
         let late = matches!(*outcome, Outcome::Overdue);
         *outcome = Outcome::Done(reply);
         self.ready.notify_all();
@@ -74,7 +71,8 @@ impl Slot {
             }
         }
         if let Outcome::Done(reply) = std::mem::replace(&mut *outcome, Outcome::Taken) {
-            return Some(reply);
+            drop(outcome);
+            return Some(reply.and_then(Text::take_up));
         }
         *outcome = Outcome::Overdue;
         overdue();

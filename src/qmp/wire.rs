@@ -13,8 +13,11 @@ use super::error::Error;
 pub const MAX_LINE: usize = 64 << 20;
 
 /// The most values (array elements, object members) taken in one line. Short elements grow
-/// about tenfold when decoded, so the length alone would not bound memory.
+/// when they are decoded, so the length alone would not bound memory.
 const MAX_VALUES: usize = 2 << 20;
+
+/// The longest greeting or error that is decoded, in bytes.
+const MAX_WORDS: usize = 1 << 20;
 
 /// What the monitor says of its QEMU when a client connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +51,8 @@ impl std::fmt::Display for Greeting {
 #[derive(Debug, Clone)]
 pub struct Event {
     pub name: String,
-    pub data: Value,
+    /// The object that it is about, if it names one.
+    pub path: Option<String>,
 }
 
 /// One line from a monitor.
@@ -159,20 +163,39 @@ pub fn decode(line: &[u8]) -> Message {
     match (line_value.result, line_value.error, line_value.event) {
         (Some(v), None, None) => Message::Reply(Ok(v.to_owned())),
         (None, Some(e), None) => Message::Reply(Err(parse_error(e))),
-        (None, None, Some(name)) => {
-            let data = line_value
-                .data
-                .map_or(Ok(Value::Null), |d| serde_json::from_str(d.get()));
-            match data {
-                Ok(data) => Message::Event(Event {
-                    name: name.into_owned(),
-                    data,
-                }),
-                Err(e) => Message::BadEvent(e.to_string()),
-            }
-        }
+        (None, None, Some(name)) => Message::Event(Event {
+            name: name.into_owned(),
+            path: line_value.data.and_then(parse_path),
+        }),
         _ => Message::Garbage(excerpt(line)),
     }
+}
+
+fn parse_path(data: &RawValue) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Data {
+        path: String,
+    }
+    object::<Data>(data).ok().map(|data| data.path)
+}
+
+/// Reads an object. What is none is not repeated in the error, as serde would: it may be long.
+///
+/// # Errors
+/// When it is no object, or lacks something.
+pub fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> serde_json::Result<T> {
+    if raw.get().starts_with('{') {
+        serde_json::from_str(raw.get())
+    } else {
+        Err(serde_json::Error::custom("no object"))
+    }
+}
+
+fn short(raw: &RawValue) -> serde_json::Result<&RawValue> {
+    if raw.get().len() > MAX_WORDS {
+        return Err(serde_json::Error::custom("too long"));
+    }
+    Ok(raw)
 }
 
 fn parse_greeting(raw: &RawValue) -> serde_json::Result<Greeting> {
@@ -181,7 +204,7 @@ fn parse_greeting(raw: &RawValue) -> serde_json::Result<Greeting> {
         #[serde(borrow)]
         version: &'a RawValue,
     }
-    parse_version(serde_json::from_str::<Qmp<'_>>(raw.get())?.version)
+    parse_version(object::<Qmp<'_>>(raw)?.version)
 }
 
 /// What QEMU says of itself, as its greeting and `query-version` have it.
@@ -198,7 +221,7 @@ pub(super) fn parse_version(raw: &RawValue) -> serde_json::Result<Greeting> {
         minor: u32,
         micro: u32,
     }
-    let Version { qemu, package } = serde_json::from_str(raw.get())?;
+    let Version { qemu, package } = short(raw).and_then(object)?;
     Ok(Greeting {
         version: (qemu.major, qemu.minor, qemu.micro),
         package,
@@ -211,7 +234,7 @@ fn parse_error(raw: &RawValue) -> Error {
         class: String,
         desc: String,
     }
-    match serde_json::from_str::<Refused>(raw.get()) {
+    match short(raw).and_then(object::<Refused>) {
         Ok(Refused { class, desc }) => Error::Refused { class, desc },
         Err(e) => Error::Undecodable(format!("error reply: {e}")),
     }
@@ -240,7 +263,18 @@ fn check_size(line: &[u8]) -> serde_json::Result<()> {
     if line.len() <= MAX_VALUES {
         return Ok(());
     }
-    let (mut values, mut in_string, mut escaped) = (0usize, false, false);
+    let values = count_values(line);
+    if values > MAX_VALUES {
+        return Err(serde_json::Error::custom(format_args!(
+            "{values} values in one line, at most {MAX_VALUES} are taken"
+        )));
+    }
+    Ok(())
+}
+
+/// How many array elements and object members there are at most.
+pub(super) fn count_values(line: &[u8]) -> usize {
+    let (mut values, mut in_string, mut escaped) = (0, false, false);
     for &b in line {
         match b {
             _ if escaped => escaped = false,
@@ -250,12 +284,7 @@ fn check_size(line: &[u8]) -> serde_json::Result<()> {
             _ => {}
         }
     }
-    if values > MAX_VALUES {
-        return Err(serde_json::Error::custom(format_args!(
-            "{values} values in one line, at most {MAX_VALUES} are taken"
-        )));
-    }
-    Ok(())
+    values
 }
 
 fn excerpt(line: &[u8]) -> String {
@@ -369,8 +398,14 @@ mod tests {
     fn events_and_garbage() {
         let e =
             decode(br#"{"timestamp": {"seconds": 1}, "event": "DEVICE_DELETED", "data": {"path": "/x"}}"#);
-        assert!(matches!(e, Message::Event(e) if e.name == "DEVICE_DELETED" && e.data["path"] == "/x"));
-        assert!(matches!(decode(br#"{"event": "STOP"}"#), Message::Event(_)));
+        assert!(
+            matches!(e, Message::Event(e) if e.name == "DEVICE_DELETED" && e.path.as_deref() == Some("/x"))
+        );
+        for odd in [r#""#, r#","data": 5"#, r#","data": {"path": 5}"#] {
+            let line = format!(r#"{{"event": "STOP"{odd}}}"#);
+            let e = decode(line.as_bytes());
+            assert!(matches!(e, Message::Event(e) if e.path.is_none()), "{line}");
+        }
         let bad = decode(br#"{"timestamp": {"seconds": 1}, "event": "X", "data": "\q"}"#);
         assert!(matches!(bad, Message::BadEvent(_)));
         for line in [

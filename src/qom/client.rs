@@ -9,7 +9,7 @@ use super::error::Error;
 use super::path::Path;
 use super::requests::Request;
 use super::value::{from_text, retyped};
-use crate::qmp::{self, Monitor, Pending};
+use crate::qmp::{self, Charge, Monitor, Pending};
 
 /// The object tree of the QEMU behind a monitor.
 pub struct Qom {
@@ -155,10 +155,18 @@ impl<T> Ask<T> {
     /// # Errors
     /// What QEMU answered, or why it did not.
     pub fn wait(self) -> Result<T, Error> {
-        let result = self
-            .pending
-            .wait()
-            .and_then(|raw| (self.decode)(raw.get()).map_err(|e| qmp::Error::Undecodable(e.to_string())));
+        self.wait_charged().map(|(result, _)| result)
+    }
+
+    /// The same for a result of which more is made, which is to be done before the charge is dropped.
+    ///
+    /// # Errors
+    /// What QEMU answered, or why it did not.
+    pub fn wait_charged(self) -> Result<(T, Option<Charge>), Error> {
+        let result = self.pending.wait().and_then(|text| {
+            let result = (self.decode)(text.get()).map_err(|e| qmp::Error::Undecodable(e.to_string()))?;
+            Ok((result, text.into_charge()))
+        });
         result.map_err(|source| Error {
             asked: self.asked,
             source,

@@ -34,6 +34,7 @@ pub enum Reason {
     TooLong,
     Disconnected,
     Undecodable,
+    NoMemory,
 }
 
 impl Error {
@@ -47,6 +48,7 @@ impl Error {
             qmp::Error::Closed(why) if !why.is_orderly() => Reason::Undecodable,
             qmp::Error::Closed(_) | qmp::Error::Unsent(_) => Reason::Disconnected,
             qmp::Error::Undecodable(_) => Reason::Undecodable,
+            qmp::Error::TooMuch => Reason::NoMemory,
             qmp::Error::Refused { class, desc } => match class.as_str() {
                 "DeviceNotFound" => Reason::NotFound,
                 "CommandNotFound" => Reason::NoCommand,

@@ -1,5 +1,6 @@
 //! The requests that this project sends, each with how its reply is read.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Deserialize;
@@ -11,7 +12,7 @@ use super::error::Error;
 use super::path::Path;
 use super::property::{Description, Property, Valued};
 use super::value::to_text;
-use crate::qmp;
+use crate::qmp::{self, object};
 
 /// A request whose reply decodes to a `T`.
 pub struct Request<T> {
@@ -32,14 +33,17 @@ impl<T> Request<T> {
 }
 
 #[derive(Deserialize)]
-struct RawProperty {
-    name: String,
-    #[serde(rename = "type")]
-    declared: String,
+struct RawProperty<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(rename = "type", borrow)]
+    declared: Cow<'a, str>,
+    #[serde(borrow, default)]
+    value: Option<&'a RawValue>,
 }
 
-impl From<RawProperty> for Property {
-    fn from(raw: RawProperty) -> Property {
+impl From<RawProperty<'_>> for Property {
+    fn from(raw: RawProperty<'_>) -> Property {
         Property {
             name: raw.name.into(),
             declared: raw.declared.into(),
@@ -50,13 +54,23 @@ impl From<RawProperty> for Property {
 /// The most properties that one object may have; real ones have some hundreds.
 const MOST_PROPERTIES: usize = 250_000;
 
-fn check_count(properties: usize) -> serde_json::Result<()> {
-    if properties <= MOST_PROPERTIES {
-        return Ok(());
+/// The members of a list as they are, at most so many as an object may have properties.
+fn members(text: &str) -> serde_json::Result<Vec<&RawValue>> {
+    if !text.starts_with('[') {
+        return Err(serde_json::Error::custom("no list"));
     }
-    Err(serde_json::Error::custom(format_args!(
-        "{properties} properties in one object, at most {MOST_PROPERTIES} are taken"
-    )))
+    let members: Vec<&RawValue> = serde_json::from_str(text)?;
+    if members.len() > MOST_PROPERTIES {
+        return Err(serde_json::Error::custom(format_args!(
+            "{} properties in one object, at most {MOST_PROPERTIES} are taken",
+            members.len()
+        )));
+    }
+    Ok(members)
+}
+
+fn properties(text: &str) -> serde_json::Result<Vec<RawProperty<'_>>> {
+    members(text)?.into_iter().map(object).collect()
 }
 
 impl Request<Vec<Property>> {
@@ -66,8 +80,7 @@ impl Request<Vec<Property>> {
             bytes: qmp::request("qom-list", &json!({ "path": path.as_str() })),
             asked: format!("qom-list {path}"),
             decode: |text| {
-                let raw: Vec<RawProperty> = serde_json::from_str(text)?;
-                check_count(raw.len())?;
+                let raw = properties(text)?;
                 Ok(raw.into_iter().map(Property::from).collect())
             },
         }
@@ -80,7 +93,7 @@ impl Request<String> {
         Request {
             bytes: qmp::request("qom-get", &json!({ "path": path.as_str(), "property": property })),
             asked: format!("qom-get {path} {property}"),
-            decode: |text| serde_json::from_str(text).map(|value: Value| to_text(value)),
+            decode: to_text,
         }
     }
 }
@@ -116,65 +129,65 @@ fn decode_list_get(text: &str) -> serde_json::Result<Vec<Vec<Valued>>> {
     #[derive(Deserialize)]
     struct Object<'a> {
         #[serde(borrow)]
-        properties: Vec<WithValue<'a>>,
+        properties: &'a RawValue,
     }
-    #[derive(Deserialize)]
-    struct WithValue<'a> {
-        name: String,
-        #[serde(rename = "type")]
-        declared: String,
-        #[serde(borrow, default)]
-        value: Option<&'a RawValue>,
-    }
-    let objects: Vec<Object<'_>> = serde_json::from_str(text)?;
-    check_count(objects.iter().map(|o| o.properties.len()).sum())?;
-    let valued = |p: WithValue<'_>| Valued {
+    let valued = |p: RawProperty<'_>| Valued {
         text: p.value.map(|raw| value_text(&p.name, raw)),
-        property: Property {
-            name: p.name.into(),
-            declared: p.declared.into(),
-        },
+        property: p.into(),
     };
-    Ok(objects
-        .into_iter()
-        .map(|o| o.properties.into_iter().map(valued).collect())
-        .collect())
+    let mut left = MOST_PROPERTIES;
+    let of_object = |raw| {
+        let properties = properties(object::<Object<'_>>(raw)?.properties.get())?;
+        left = left.checked_sub(properties.len()).ok_or_else(|| {
+            serde_json::Error::custom(format_args!(
+                "more than {MOST_PROPERTIES} properties in one reply"
+            ))
+        })?;
+        Ok(properties.into_iter().map(valued).collect())
+    };
+    members(text)?.into_iter().map(of_object).collect()
 }
 
 /// One value of many: a bad one must not spoil the others.
 fn value_text(name: &str, raw: &RawValue) -> Result<String, Error> {
-    serde_json::from_str(raw.get())
-        .map(|value: Value| to_text(value))
-        .map_err(|e| Error {
-            asked: format!("qom-list-get {name}"),
-            source: qmp::Error::Undecodable(e.to_string()),
-            value: None,
-        })
+    to_text(raw.get()).map_err(|e| Error {
+        asked: format!("qom-list-get {name}"),
+        source: qmp::Error::Undecodable(e.to_string()),
+        value: None,
+    })
+}
+
+/// The longest extended attribute that there can be, in bytes.
+const LONGEST_ATTRIBUTE: usize = 64 << 10;
+
+fn is_short(text: &String) -> bool {
+    text.len() <= LONGEST_ATTRIBUTE
 }
 
 impl Request<HashMap<String, Description>> {
     /// Descriptions and defaults of a type's properties, by name.
     pub fn describe(type_name: &str) -> Self {
         #[derive(Deserialize)]
-        struct Info {
+        struct Info<'a> {
             name: String,
             description: Option<String>,
-            #[serde(rename = "default-value")]
-            default: Option<Value>,
+            #[serde(rename = "default-value", borrow)]
+            default: Option<&'a RawValue>,
         }
         Request {
             bytes: qmp::request("qom-list-properties", &json!({ "typename": type_name })),
             asked: format!("qom-list-properties {type_name}"),
             decode: |text| {
-                let infos: Vec<Info> = serde_json::from_str(text)?;
-                let entry = |i: Info| {
+                let entry = |raw| {
+                    let info: Info<'_> = object(raw)?;
+                    let default = info.default.map(|raw| to_text(raw.get())).transpose()?;
                     let description = Description {
-                        description: i.description,
-                        default: i.default.map(to_text),
+                        description: info.description.filter(is_short),
+                        default: default.filter(is_short),
                     };
-                    (i.name, description)
+                    Ok((info.name, description))
                 };
-                Ok(infos.into_iter().map(entry).collect())
+                members(text)?.into_iter().map(entry).collect()
             },
         }
     }
@@ -204,8 +217,11 @@ impl Request<Option<String>> {
 }
 
 fn text_member(text: &str, name: &str) -> serde_json::Result<Option<String>> {
-    let object: serde_json::Map<String, Value> = serde_json::from_str(text)?;
-    Ok(object.get(name).and_then(Value::as_str).map(str::to_owned))
+    let object: HashMap<Cow<'_, str>, &RawValue> = object(serde_json::from_str(text)?)?;
+    let member = object
+        .get(name)
+        .and_then(|raw| serde_json::from_str(raw.get()).ok());
+    Ok(member.filter(is_short))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use crate::qmp::Charge;
 use crate::qom::{Ask, Error, Valued};
 
 /// What a reply may weigh, in bytes, for the parts of other objects to be kept until they are
@@ -23,7 +24,8 @@ pub struct Batch {
 
 enum Reply {
     Asked(Ask<Vec<Vec<Valued>>>),
-    Came(Vec<Option<Vec<Valued>>>),
+    /// The charge goes to who takes the first part: only one of that size is kept.
+    Came(Vec<Option<Vec<Valued>>>, Option<Charge>),
     Failed(Error),
 }
 
@@ -50,7 +52,7 @@ impl Batch {
     pub fn is_ready(&self, index: usize) -> bool {
         self.reply.try_lock().is_some_and(|reply| match &*reply {
             Reply::Asked(ask) => ask.is_ready(),
-            Reply::Came(parts) => parts.get(index).is_some_and(Option::is_some),
+            Reply::Came(parts, _) => parts.get(index).is_some_and(Option::is_some),
             Reply::Failed(_) => false,
         })
     }
@@ -60,30 +62,33 @@ impl Batch {
     ///
     /// # Errors
     /// The same for all objects: one bad path fails the whole request.
-    pub fn take(&self, index: usize) -> Result<Option<Vec<Valued>>, Error> {
+    pub fn take(&self, index: usize) -> Result<Option<(Vec<Valued>, Option<Charge>)>, Error> {
         let mut reply = self.reply.lock();
-        *reply = match replace(&mut *reply, Reply::Came(Vec::new())) {
-            Reply::Asked(ask) => self.received(ask.wait(), index),
+        *reply = match replace(&mut *reply, Reply::Came(Vec::new(), None)) {
+            Reply::Asked(ask) => self.received(ask.wait_charged(), index),
             known => known,
         };
         match &mut *reply {
-            Reply::Came(parts) => Ok(parts.get_mut(index).and_then(Option::take)),
+            Reply::Came(parts, charge) => {
+                let part = parts.get_mut(index).and_then(Option::take);
+                Ok(part.map(|part| (part, charge.take())))
+            }
             Reply::Failed(e) => Err(e.clone()),
             Reply::Asked(_) => Ok(None),
         }
     }
 
     /// What came, as far as it is kept: the part of the object that it was waited for, and the others.
-    fn received(&self, answer: Result<Vec<Vec<Valued>>, Error>, index: usize) -> Reply {
-        let parts = match answer {
+    fn received(&self, answer: Result<(Vec<Vec<Valued>>, Option<Charge>), Error>, index: usize) -> Reply {
+        let (parts, charge) = match answer {
             // Without a part for each, nobody can tell whose they are.
-            Ok(parts) if parts.len() != self.objects => Vec::new(),
-            Ok(parts) => parts,
+            Ok((parts, _)) if parts.len() != self.objects => (Vec::new(), None),
+            Ok(came) => came,
             Err(e) => return Reply::Failed(e),
         };
         let fits = parts.iter().flatten().map(weight).sum::<usize>() <= MOST_KEPT;
         let kept = |(i, part)| (fits || i == index).then_some(part);
-        Reply::Came(parts.into_iter().enumerate().map(kept).collect())
+        Reply::Came(parts.into_iter().enumerate().map(kept).collect(), charge)
     }
 }
 

@@ -50,6 +50,7 @@ impl Error {
             (Reason::Timeout, _) => libc::ETIMEDOUT,
             (Reason::TooLong, _) => libc::EFBIG,
             (Reason::Disconnected, _) => libc::ENOTCONN,
+            (Reason::NoMemory, _) => libc::ENOMEM,
             (Reason::TooLate | Reason::Refused | Reason::NoCommand | Reason::Undecodable, _) => libc::EIO,
         };
         Error {

@@ -12,7 +12,8 @@ use super::listing::{Entry, Listing};
 use super::lookahead::{NEAR_END, Next};
 use super::walk::{Opened, Pace, WINDOW};
 use super::{Error, Ino, Process, ROOT, Result, Tree};
-use crate::qom::{self, Path, Property, Reason, Request, Valued};
+use crate::qmp::Charge;
+use crate::qom::{self, Ask, Path, Property, Reason, Request, Valued};
 
 /// The most that listings may take beside one more, in bytes: QEMU may be compromised, and list without
 /// end. Those of 200 CPUs take a twentieth.
@@ -25,15 +26,20 @@ struct Came {
     properties: Vec<Property>,
     sent: Instant,
     values: Option<(Vec<Valued>, Moment)>,
+    /// Until the listing is made of it.
+    _charge: Option<Charge>,
 }
 
 impl Came {
-    fn names(properties: Vec<Property>, sent: Instant) -> Came {
-        Came {
+    fn names(ask: Ask<Vec<Property>>) -> StdResult<Came, qom::Error> {
+        let sent = ask.sent();
+        let (properties, charge) = ask.wait_charged()?;
+        Ok(Came {
             properties,
             sent,
             values: None,
-        }
+            _charge: charge,
+        })
     }
 
     /// Takes the value of a property out of it.
@@ -150,15 +156,16 @@ impl Tree {
     fn finish(&self, path: &Path, listed: Listed) -> StdResult<Came, qom::Error> {
         let (sent, moment) = (listed.sent(), listed.moment);
         let (batch, index) = match listed.ask {
-            ListAsk::Names(ask) => return Ok(Came::names(ask.wait()?, sent)),
+            ListAsk::Names(ask) => return Came::names(ask),
             ListAsk::Values(batch, index) => (batch, index),
         };
         let failed = match batch.take(index) {
-            Ok(Some(values)) => {
+            Ok(Some((values, charge))) => {
                 return Ok(Came {
                     properties: values.iter().map(|v| v.property.clone()).collect(),
                     sent,
                     values: Some((values, moment)),
+                    _charge: charge,
                 });
             }
             Ok(None) => None,
@@ -178,9 +185,7 @@ impl Tree {
             },
             None => self.qom.lacks_list_get(),
         }
-        let ask = self.qom.ask(Request::list(path))?;
-        let sent = ask.sent();
-        Ok(Came::names(ask.wait()?, sent))
+        Came::names(self.qom.ask(Request::list(path))?)
     }
 
     /// Keeps the values that came with an object's listing for the process that reads them.

@@ -357,5 +357,5 @@ fn deleted_device(event: &Event) -> Option<Path> {
     if event.name != "DEVICE_DELETED" {
         return None;
     }
-    Path::parse(event.data.get("path")?.as_str()?)
+    Path::parse(event.path.as_deref()?)
 }

@@ -7,8 +7,9 @@ use super::error::Doing;
 use super::{Error, Ino, ROOT, Result, Tree};
 use crate::qom::{Description, Kind, Path, Property, Request};
 
-/// How many types are remembered; a real QEMU has about 1,500.
-const MOST_TYPES: usize = 4096;
+/// What the descriptions of types that are remembered may take, in bytes: a real QEMU has about 1,500 types,
+/// and says some KiB of each.
+const MOST_REMEMBERED: usize = 16 << 20;
 
 type OfType = Arc<HashMap<String, Description>>;
 
@@ -16,6 +17,8 @@ type OfType = Arc<HashMap<String, Description>>;
 #[derive(Default)]
 pub struct Descriptions {
     by_type: HashMap<String, OfType>,
+    /// What they take, in bytes.
+    bytes: usize,
     /// The type of the root object, which no parent declares.
     root: Option<String>,
 }
@@ -127,13 +130,24 @@ impl Tree {
             Err(e) => return Err(Error::from_qom(&e, Doing::Read)),
         };
         let described = Arc::new(described);
+        let weight = 512 + type_name.len() + described.iter().map(weight).sum::<usize>();
         let mut descriptions = self.descriptions.lock();
-        if descriptions.by_type.len() >= MOST_TYPES {
+        if descriptions.bytes + weight > MOST_REMEMBERED {
             descriptions.by_type.clear();
+            descriptions.bytes = 0;
         }
-        descriptions
-            .by_type
-            .insert(type_name.to_owned(), described.clone());
+        if weight <= MOST_REMEMBERED {
+            descriptions.bytes += weight;
+            descriptions
+                .by_type
+                .insert(type_name.to_owned(), described.clone());
+        }
         Ok(described)
     }
+}
+
+/// About what a description takes, in bytes.
+fn weight((name, of): (&String, &Description)) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    128 + name.len() + length(&of.description) + length(&of.default)
 }
