@@ -2,8 +2,8 @@
 
 mod busy_poll;
 mod directory;
+mod dispatch;
 mod reply;
-mod threads;
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,18 +21,18 @@ use fuser::{
 
 use crate::pool::Pool;
 use crate::qom::Kind;
-use crate::tree::{OpenMode, Shown, Tree};
+use crate::tree::{OpenMode, Tree};
 use directory::{list, list_plus};
+pub use dispatch::THREADS;
+use dispatch::{Dispatch, Queue};
 use reply::{
-    BLOCK_SIZE, NAME_MAX, errno, file_attr, max_write, page_size, reply_data, reply_empty, reply_entry,
-    reply_opened, reply_xattr, text,
+    BLOCK_SIZE, NAME_MAX, errno, max_write, page_size, reply_attr, reply_data, reply_empty, reply_entry,
+    reply_opened, reply_xattr, text, word,
 };
-pub use threads::THREADS;
-use threads::Threads;
 
 /// The filesystem as fuser drives it.
 pub struct Fuse {
-    threads: Threads,
+    dispatch: Dispatch,
     /// How long the kernel may keep attributes that it asked for by inode.
     lifetime: Duration,
 }
@@ -42,27 +42,17 @@ impl Fuse {
     pub fn new(tree: Arc<Tree>, device: OwnedFd) -> Fuse {
         Fuse {
             lifetime: tree.settings().entry_timeout,
-            threads: Threads::new(tree, device),
+            dispatch: Dispatch::new(tree, device),
         }
     }
 
     /// The threads that may be waiting for QEMU.
     pub fn pool(&self) -> Arc<Pool> {
-        self.threads.pool()
+        self.dispatch.pool()
     }
 
     fn tree(&self) -> &Tree {
-        &self.threads.tree
-    }
-
-    /// Runs what reads an open directory, which is given what that shows where it is known.
-    fn show(&self, handle: FileHandle, offset: u64, job: impl FnOnce(&Tree, Option<Shown>) + Send + 'static) {
-        let threads = &self.threads;
-        threads.answer(|tree| match tree.shown_cached(handle.0, offset) {
-            None if tree.is_listing_at_hand(handle.0) => threads.hardly_wait(|tree| job(tree, None)),
-            None => threads.wait(|tree| job(tree, None)),
-            shown => job(tree, shown),
-        });
+        &self.dispatch.tree
     }
 }
 
@@ -92,29 +82,23 @@ impl Filesystem for Fuse {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let threads = &self.threads;
-        threads.answer(|tree| {
-            let name = match text(name) {
-                Ok(name) => name,
-                Err(e) => return reply.error(errno(&e)),
-            };
-            if let Some(found) = tree.lookup_cached(parent.0, name) {
-                return reply_entry(reply, found);
-            }
-            let name = name.to_owned();
-            threads.wait(move |tree| reply_entry(reply, tree.lookup(parent.0, &name)));
-        });
+        let name = text(name);
+        self.dispatch.run(
+            move |tree, wait| tree.lookup(parent.0, word(&name)?, wait),
+            move |_, found| reply_entry(reply, found),
+        );
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.threads.note(|tree| tree.forget(ino.0, count));
+        self.dispatch.run_unanswered(|tree| tree.forget(ino.0, count));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.threads.answer(|tree| match tree.attributes(ino.0) {
-            Ok(a) => reply.attr(&self.lifetime, &file_attr(&a)),
-            Err(e) => reply.error(errno(&e)),
-        });
+        let lifetime = self.lifetime;
+        self.dispatch.run(
+            move |tree, _| tree.attributes(ino.0),
+            move |_, attributes| reply_attr(reply, lifetime, attributes),
+        );
     }
 
     fn setattr(
@@ -135,21 +119,22 @@ impl Filesystem for Fuse {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.threads.answer(|tree| {
-            // Truncation brings a new mtime with it.
-            let times = size.is_none() && (atime.is_some() || mtime.is_some());
-            let other = mode.is_some() || uid.is_some() || gid.is_some() || times;
-            match tree.set_attributes(ino.0, size.is_some(), other) {
-                Ok(a) => reply.attr(&self.lifetime, &file_attr(&a)),
-                Err(e) => reply.error(errno(&e)),
-            }
-        });
+        // Truncation brings a new mtime with it.
+        let times = size.is_none() && (atime.is_some() || mtime.is_some());
+        let other = mode.is_some() || uid.is_some() || gid.is_some() || times;
+        let lifetime = self.lifetime;
+        self.dispatch.run(
+            move |tree, _| tree.set_attributes(ino.0, size.is_some(), other),
+            move |_, attributes| reply_attr(reply, lifetime, attributes),
+        );
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let process = request.pid();
-        self.threads
-            .wait(move |tree| reply_data(reply, tree.read_link(ino.0, process).map(String::into_bytes)));
+        self.dispatch.run(
+            move |tree, wait| tree.read_link(ino.0, process, wait),
+            move |_, target| reply_data(reply, target.map(String::into_bytes)),
+        );
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
@@ -161,10 +146,11 @@ impl Filesystem for Fuse {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.threads.answer(|tree| {
-            let done = text(name).and_then(|name| tree.remove_link(parent.0, name));
-            reply_empty(reply, done);
-        });
+        let name = text(name);
+        self.dispatch.run(
+            move |tree, _| tree.remove_link(parent.0, word(&name)?),
+            move |_, done| reply_empty(reply, done),
+        );
     }
 
     fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
@@ -172,14 +158,13 @@ impl Filesystem for Fuse {
     }
 
     fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let threads = &self.threads;
-        threads.answer(|_| {
-            let (name, target) = match (text(name), target.to_str()) {
-                (Ok(name), Some(target)) => (name.to_owned(), target.to_owned()),
-                _ => return reply.error(Errno::EINVAL),
-            };
-            threads.wait(move |tree| reply_entry(reply, tree.make_link(parent.0, &name, &target)));
-        });
+        let (Ok(name), Some(target)) = (text(name), target.to_str().map(str::to_owned)) else {
+            return reply.error(Errno::EINVAL);
+        };
+        self.dispatch.run(
+            move |tree, wait| tree.make_link(parent.0, &name, &target, wait),
+            move |_, found| reply_entry(reply, found),
+        );
     }
 
     fn rename(
@@ -192,15 +177,13 @@ impl Filesystem for Fuse {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.threads.answer(|_| {
-            let (from, to) = match (text(name), text(newname)) {
-                (Ok(from), Ok(to)) if flags.is_empty() => (from.to_owned(), to.to_owned()),
-                _ => return reply.error(Errno::EPERM),
-            };
-            self.threads.wait(move |tree| {
-                reply_empty(reply, tree.rename_link((parent.0, &from), (newparent.0, &to)));
-            });
-        });
+        let (Ok(from), Ok(to), true) = (text(name), text(newname), flags.is_empty()) else {
+            return reply.error(Errno::EPERM);
+        };
+        self.dispatch.run(
+            move |tree, wait| tree.rename_link((parent.0, &from), (newparent.0, &to), wait),
+            move |_, done| reply_empty(reply, done),
+        );
     }
 
     fn create(
@@ -226,17 +209,21 @@ impl Filesystem for Fuse {
         // Direct: the page cache would serve one open's value to another, and would never
         // read again. There is nothing to flush: each write is QEMU's at once.
         let how = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        let job = move |tree: &Tree| reply_opened(reply, tree.open_file(ino.0, mode, process), how);
-        let threads = &self.threads;
-        threads.answer(|tree| {
-            if mode.write {
-                job(tree); // asks QEMU nothing
-            } else if tree.is_value_at_hand(ino.0, process) {
-                threads.hardly_wait(job);
-            } else {
-                threads.wait(job);
-            }
-        });
+        let (pool, tree) = (self.pool(), self.dispatch.tree.clone());
+        self.dispatch.run(
+            move |tree, wait| tree.open_file(ino.0, mode, process, wait),
+            move |_, opened| {
+                let grown_to = opened.as_ref().ok().and_then(|opened| opened.grown_to);
+                let reply = move || reply_opened(reply, opened.map(|opened| opened.handle), how);
+                match grown_to {
+                    Some(size) => pool.run(move || {
+                        tree.tell_growth(ino.0, size);
+                        reply();
+                    }),
+                    None => reply(),
+                }
+            },
+        );
     }
 
     fn read(
@@ -250,13 +237,11 @@ impl Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let threads = &self.threads;
-        threads.answer(|tree| match tree.read_pinned(handle.0, offset, size) {
-            Some(data) => reply_data(reply, data),
-            None => {
-                threads.wait_to_read(move |tree| reply_data(reply, tree.read_file(handle.0, offset, size)))
-            }
-        });
+        self.dispatch.run_on(
+            Queue::Reads,
+            move |tree, wait| tree.read_file(handle.0, offset, size, wait),
+            move |_, data| reply_data(reply, data),
+        );
     }
 
     fn write(
@@ -272,11 +257,14 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let data = data.to_vec();
-        self.threads
-            .wait(move |tree| match tree.write_file(handle.0, offset, &data) {
-                Ok(()) => reply.written(data.len() as u32),
+        let length = data.len() as u32;
+        self.dispatch.run(
+            move |tree, wait| tree.write_file(handle.0, offset, &data, wait),
+            move |_, done| match done {
+                Ok(()) => reply.written(length),
                 Err(e) => reply.error(errno(&e)),
-            });
+            },
+        );
     }
 
     fn release(
@@ -289,23 +277,28 @@ impl Filesystem for Fuse {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.threads.answer(|tree| {
-            tree.close_file(handle.0);
-            reply.ok();
-        });
+        self.dispatch.run(
+            move |tree, _| {
+                tree.close_file(handle.0);
+                Ok(())
+            },
+            move |_, done| reply_empty(reply, done),
+        );
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.threads.answer(|tree| {
-            let handle = tree.open_directory(ino.0, request.pid());
-            reply_opened(reply, handle, FopenFlags::empty());
-        });
+        let process = request.pid();
+        self.dispatch.run(
+            move |tree, _| tree.open_directory(ino.0, process),
+            move |_, handle| reply_opened(reply, handle, FopenFlags::empty()),
+        );
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.show(handle, offset, move |tree, shown| {
-            list(tree, handle, offset, shown, reply)
-        });
+        self.dispatch.run(
+            move |tree, wait| tree.shown(handle.0, offset, wait),
+            move |tree, shown| list(tree, shown, offset, reply),
+        );
     }
 
     fn readdirplus(
@@ -316,16 +309,20 @@ impl Filesystem for Fuse {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.show(handle, offset, move |tree, shown| {
-            list_plus(tree, handle, offset, shown, reply)
-        });
+        self.dispatch.run(
+            move |tree, wait| tree.shown(handle.0, offset, wait),
+            move |tree, shown| list_plus(tree, shown, offset, reply),
+        );
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.threads.answer(|tree| {
-            tree.close_directory(handle.0);
-            reply.ok();
-        });
+        self.dispatch.run(
+            move |tree, _| {
+                tree.close_directory(handle.0);
+                Ok(())
+            },
+            move |_, done| reply_empty(reply, done),
+        );
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -334,34 +331,39 @@ impl Filesystem for Fuse {
     }
 
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        self.threads.answer(|tree| {
-            let done = tree.attributes(ino.0).and_then(|a| {
-                if mask.contains(AccessFlags::W_OK) && tree.settings().read_only {
-                    Err(libc::EROFS.into())
-                } else if mask.contains(AccessFlags::X_OK) && a.kind == Kind::Value {
-                    Err(libc::EACCES.into())
-                } else {
-                    Ok(())
-                }
-            });
-            reply_empty(reply, done);
-        });
+        let may = move |tree: &Tree, _| {
+            let attributes = tree.attributes(ino.0)?;
+            if mask.contains(AccessFlags::W_OK) && tree.settings().read_only {
+                Err(libc::EROFS.into())
+            } else if mask.contains(AccessFlags::X_OK) && attributes.kind == Kind::Value {
+                Err(libc::EACCES.into())
+            } else {
+                Ok(())
+            }
+        };
+        self.dispatch.run(may, move |_, done| reply_empty(reply, done));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.threads.answer(|_| {
-            let Some(name) = name.to_str().filter(|name| name.contains("qom.")) else {
-                return reply.error(Errno::ENODATA);
-            };
-            let name = name.to_owned();
-            self.threads
-                .wait(move |tree| reply_xattr(reply, size, tree.extended_attribute(ino.0, &name)));
-        });
+        // The kernel asks for `security.capability` before each write.
+        let name = name
+            .to_str()
+            .filter(|name| name.contains("qom."))
+            .map(str::to_owned);
+        self.dispatch.run(
+            move |tree, wait| match &name {
+                Some(name) => tree.extended_attribute(ino.0, name, wait),
+                None => Err(libc::ENODATA.into()),
+            },
+            move |_, value| reply_xattr(reply, size, value),
+        );
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.threads
-            .wait(move |tree| reply_xattr(reply, size, tree.extended_attributes(ino.0)));
+        self.dispatch.run(
+            move |tree, wait| tree.extended_attributes(ino.0, wait),
+            move |_, names| reply_xattr(reply, size, names),
+        );
     }
 
     fn setxattr(

@@ -2,11 +2,11 @@
 
 use std::ffi::OsStr;
 use std::ops::Deref;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyXattr,
+    Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, ReplyAttr, ReplyData,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr,
 };
 
 use nix::unistd::{SysconfVar, sysconf};
@@ -26,11 +26,16 @@ pub(super) fn errno(error: &Error) -> Errno {
 }
 
 /// A name as QEMU could have it. Any other name is in no listing.
-pub(super) fn text(name: &OsStr) -> Result<&str> {
+pub(super) fn text(name: &OsStr) -> Result<String> {
     if name.len() > NAME_MAX as usize {
         return Err(libc::ENAMETOOLONG.into());
     }
-    name.to_str().ok_or_else(|| Error::from(libc::ENOENT))
+    name.to_str().map(str::to_owned).ok_or(libc::ENOENT.into())
+}
+
+/// The name of a request that is tried more than once.
+pub(super) fn word(name: &Result<String>) -> Result<&str> {
+    name.as_deref().map_err(Error::clone)
 }
 
 pub(super) fn file_attr(a: &Attributes) -> FileAttr {
@@ -78,6 +83,13 @@ pub(super) fn bare_attr(ino: u64) -> FileAttr {
 pub(super) fn reply_entry(reply: ReplyEntry, found: Result<Found>) {
     match found {
         Ok(found) => reply.entry(&found.lifetime, &file_attr(&found.attributes), Generation(0)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+pub(super) fn reply_attr(reply: ReplyAttr, lifetime: Duration, attributes: Result<Attributes>) {
+    match attributes {
+        Ok(a) => reply.attr(&lifetime, &file_attr(&a)),
         Err(e) => reply.error(errno(&e)),
     }
 }

@@ -259,12 +259,6 @@ impl Ahead {
         self.with(process, path, |_| Some(())).is_some()
     }
 
-    /// Whether the value of a property is at hand and was not served yet.
-    pub fn has_value(&self, process: u32, path: &Path, name: &str) -> bool {
-        self.with(process, path, |snapshot| snapshot.texts.get(name).map(drop))
-            .is_some()
-    }
-
     /// The value of a property, to be served once.
     pub fn serve(&self, process: u32, path: &Path, name: &str) -> Option<Result<String, Error>> {
         self.with(process, path, |snapshot| snapshot.texts.remove(name))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::listing::Listing;
-use super::{Found, Ino, Process, Result, Tree};
+use super::{Found, Ino, Process, Result, Tree, Wait};
 
 /// The sizes of a listing's entries, where they are known.
 pub(super) type Sizes = Arc<[Option<u64>]>;
@@ -60,22 +60,17 @@ impl Tree {
     }
 
     /// Gives the lines of an open directory from `offset` on to `take`, with the offset of the
-    /// next one, until that returns true for "full". `shown` is what it shows, where that is known.
+    /// next one, until that returns true for "full".
     ///
     /// # Errors
-    /// EBADF; or why QEMU does not list it.
+    /// ENOMEM when the kernel holds too many inodes.
     pub fn read_directory(
         &self,
-        handle: u64,
+        directory: &Shown,
         offset: u64,
-        shown: Option<Shown>,
         mut take: impl FnMut(Item<'_>, u64) -> bool,
     ) -> Result<()> {
-        let directory = match shown {
-            Some(shown) => shown,
-            None => self.shown(handle, offset)?,
-        };
-        let Shown { listing, sizes, .. } = &directory;
+        let Shown { listing, sizes, .. } = directory;
         // Looked up once it is read: it may have been dropped since it was opened.
         let left = self.listings.left(directory.ino, listing);
         for (index, name) in [(0, "."), (1, "..")] {
@@ -108,37 +103,20 @@ impl Tree {
         Ok(())
     }
 
-    /// What an open directory shows from this offset on, if that can be told without asking QEMU.
-    pub fn shown_cached(&self, handle: u64, offset: u64) -> Option<Shown> {
-        let directory = self.directories.get(handle)?;
-        let mut shown = directory.shown.try_lock()?;
-        match &*shown {
-            Some(known) if offset > 0 => Some(known.clone()),
-            _ => {
-                let listing = self.listings.get(directory.ino)?;
-                Some(self.show(&directory, &mut shown, listing))
-            }
-        }
-    }
-
-    /// Whether the listing of an open directory was asked for ahead and came, so that reading it should wait
-    /// for nothing.
-    pub fn is_listing_at_hand(&self, handle: u64) -> bool {
-        let changes = self.listings.changes();
-        self.directories.get(handle).is_some_and(|directory| {
-            let path = self.object(directory.ino);
-            path.is_ok_and(|path| self.ahead.is_ready(directory.process, &path, changes))
-        })
-    }
-
     /// What an open directory shows from this offset on. Rewound, it is looked up again.
-    fn shown(&self, handle: u64, offset: u64) -> Result<Shown> {
+    ///
+    /// # Errors
+    /// EBADF, or why QEMU does not list it.
+    pub fn shown(&self, handle: u64, offset: u64, wait: Wait) -> Result<Shown> {
         let directory = self.directories.get(handle).ok_or(libc::EBADF)?;
-        let mut shown = directory.shown.lock();
+        let mut shown = match wait {
+            Wait::No => directory.shown.try_lock().ok_or(libc::EWOULDBLOCK)?,
+            Wait::Yes => directory.shown.lock(),
+        };
         let listing = match &*shown {
             Some(known) if offset > 0 => return Ok(known.clone()),
-            Some(_) => self.listing(directory.ino)?,
-            None => self.listing_for(directory.ino, Some(directory.process))?,
+            Some(_) => self.listing(directory.ino, wait)?,
+            None => self.listing_for(directory.ino, directory.process, wait)?,
         };
         Ok(self.show(&directory, &mut shown, listing))
     }

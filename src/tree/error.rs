@@ -27,6 +27,11 @@ pub enum Doing {
 }
 
 impl Error {
+    /// The operation was not to wait, and has to.
+    pub fn would_block(&self) -> bool {
+        self.errno == libc::EWOULDBLOCK
+    }
+
     /// An error of our own making; `why` goes to the log.
     pub fn refused(errno: i32, why: &str) -> Error {
         warn!("{}", printable(why));
@@ -57,6 +62,27 @@ impl Error {
             errno,
             words: Some(error.words()),
             stale: reason == Reason::NotFound,
+        }
+    }
+}
+
+/// Whether an operation may wait for QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// It fails with [`Error::would_block`] instead, and changes nothing.
+    No,
+    Yes,
+}
+
+impl Wait {
+    /// To be called before anything that may take long.
+    ///
+    /// # Errors
+    /// [`Error::would_block`]
+    pub fn allowed(self) -> Result<()> {
+        match self {
+            Wait::Yes => Ok(()),
+            Wait::No => Err(libc::EWOULDBLOCK.into()),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::error::Doing;
 use super::listing::{Entry, Listing};
 use super::lookahead::{NEAR_END, Next};
 use super::walk::{Opened, Pace, WINDOW};
-use super::{Error, Ino, Process, ROOT, Result, Tree};
+use super::{Error, Ino, Process, ROOT, Result, Tree, Wait};
 use crate::qmp::Charge;
 use crate::qom::{self, Ask, Path, Property, Reason, Request, Valued};
 
@@ -42,6 +42,15 @@ impl Came {
         })
     }
 
+    fn values((values, charge): (Vec<Valued>, Option<Charge>), sent: Instant, moment: Moment) -> Came {
+        Came {
+            properties: values.iter().map(|v| v.property.clone()).collect(),
+            sent,
+            values: Some((values, moment)),
+            _charge: charge,
+        }
+    }
+
     /// Takes the value of a property out of it.
     fn take(&mut self, name: &str) -> Option<StdResult<String, qom::Error>> {
         let (values, _) = self.values.as_mut()?;
@@ -52,30 +61,30 @@ impl Came {
 
 impl Tree {
     /// The listing of a directory, from memory or from QEMU.
-    pub(super) fn listing(&self, ino: Ino) -> Result<Arc<Listing>> {
-        self.listing_for(ino, None)
+    pub(super) fn listing(&self, ino: Ino, wait: Wait) -> Result<Arc<Listing>> {
+        match self.listings.get(ino) {
+            Some(listing) => Ok(listing),
+            None => wait.allowed().and_then(|()| self.fetch_listing(ino, None, wait)),
+        }
     }
 
-    /// The same for a process that opens the directory: if it reads what it lists, with values.
-    pub(super) fn listing_for(&self, ino: Ino, process: Option<Process>) -> Result<Arc<Listing>> {
-        if let Some(listing) = self.listings.get(ino) {
-            return Ok(listing);
+    /// The same for a process that reads the directory: if it reads what it lists, with values.
+    pub(super) fn listing_for(&self, ino: Ino, process: Process, wait: Wait) -> Result<Arc<Listing>> {
+        match self.listings.get(ino) {
+            Some(listing) => Ok(listing),
+            None => self.fetch_listing(ino, Some(process), wait),
         }
+    }
+
+    fn fetch_listing(&self, ino: Ino, process: Option<Process>, wait: Wait) -> Result<Arc<Listing>> {
         let path = self.object(ino)?;
         let changes = self.listings.changes();
-        let now = || {
-            let values = process.is_some_and(|process| self.wants_values(process));
-            self.ask_listing(&path, values, process)
-                .and_then(|listed| self.finish(&path, listed))
+        let came = match wait {
+            Wait::Yes => self.ask_or_take_listing(&path, process, changes),
+            Wait::No => Ok(self
+                .received_listing(&path, process, changes)
+                .ok_or(libc::EWOULDBLOCK)?),
         };
-        let along = process.map_or(Ok(()), |process| self.ask_along(process, &path));
-        let came = along.and_then(|()| match self.ahead.take_listing(process, &path, changes) {
-            Some(listed) => self.finish(&path, listed).or_else(|e| match e.reason() {
-                Reason::Undecodable => now(),
-                _ => Err(e),
-            }),
-            None => now(),
-        });
         match came {
             Ok(mut came) => {
                 if let Some(process) = process {
@@ -90,6 +99,41 @@ impl Tree {
                 Ok(self.listings.put(ino, listing, came.sent, changes))
             }
             Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
+        }
+    }
+
+    /// A listing that was asked for ahead, or is asked for now.
+    fn ask_or_take_listing(
+        &self,
+        path: &Path,
+        process: Option<Process>,
+        changes: u64,
+    ) -> StdResult<Came, qom::Error> {
+        let now = || {
+            let values = process.is_some_and(|process| self.wants_values(process));
+            self.ask_listing(path, values, process)
+                .and_then(|listed| self.finish(path, listed))
+        };
+        process.map_or(Ok(()), |process| self.ask_along(process, path))?;
+        match self.ahead.take_listing(process, path, changes) {
+            Some(listed) => self.finish(path, listed).or_else(|e| match e.reason() {
+                Reason::Undecodable => now(),
+                _ => Err(e),
+            }),
+            None => now(),
+        }
+    }
+
+    /// A listing that was asked for ahead and has come.
+    fn received_listing(&self, path: &Path, process: Option<Process>, changes: u64) -> Option<Came> {
+        if !self.ahead.is_ready(process?, path, changes) {
+            return None;
+        }
+        let listed = self.ahead.take_listing(process, path, changes)?;
+        let (sent, moment) = (listed.sent(), listed.moment);
+        match listed.ask {
+            ListAsk::Names(ask) => Came::names(ask).ok(),
+            ListAsk::Values(batch, index) => Some(Came::values(batch.take(index).ok()??, sent, moment)),
         }
     }
 
@@ -160,14 +204,7 @@ impl Tree {
             ListAsk::Values(batch, index) => (batch, index),
         };
         let failed = match batch.take(index) {
-            Ok(Some((values, charge))) => {
-                return Ok(Came {
-                    properties: values.iter().map(|v| v.property.clone()).collect(),
-                    sent,
-                    values: Some((values, moment)),
-                    _charge: charge,
-                });
-            }
+            Ok(Some(came)) => return Ok(Came::values(came, sent, moment)),
             Ok(None) => None,
             Err(e) => Some(e),
         };
@@ -210,21 +247,41 @@ impl Tree {
         if !self.is_foreseen(process) {
             return self.qom.request(Request::get(path, &entry.name));
         }
-        let mut walks = self.walks.lock();
-        let walk = walks.of(process);
-        let opened = walk.opened(parent, entry);
-        let next = match (walk.pace(), opened.left) {
-            (Some(_), Some(0)) if !self.qom.has_list_get() => Next::of(walk, false, 0),
-            (Some(Pace::Reading), Some(NEAR_END)) if self.qom.has_list_get() => Next::of(walk, true, 0),
-            _ => None,
-        };
-        drop(walks);
+        let (opened, next) = self.learn_open(parent, entry, process);
         if self.qom.has_list_get() {
             self.ask_objects(process, next);
             self.value_of_many((parent, path), entry, process, opened.whole)
         } else {
             self.value_in_turn(path, entry, process, &opened, next)
         }
+    }
+
+    /// The same if it came with the object's other values.
+    pub(super) fn value_at_hand(
+        &self,
+        parent: Ino,
+        path: &Path,
+        entry: &Arc<Entry>,
+        process: Process,
+    ) -> Option<StdResult<String, qom::Error>> {
+        let served = self.ahead.serve(process, path, &entry.name)?;
+        let (_, next) = self.learn_open(parent, entry, process);
+        self.ask_objects(process, next);
+        Some(served)
+    }
+
+    /// Learns from an open, and says which objects to ask for now.
+    fn learn_open(&self, parent: Ino, entry: &Arc<Entry>, process: Process) -> (Opened, Option<Next>) {
+        let has_list_get = self.qom.has_list_get();
+        let mut walks = self.walks.lock();
+        let walk = walks.of(process);
+        let opened = walk.opened(parent, entry);
+        let next = match (walk.pace(), opened.left) {
+            (Some(_), Some(0)) if !has_list_get => Next::of(walk, false, 0),
+            (Some(Pace::Reading), Some(NEAR_END)) if has_list_get => Next::of(walk, true, 0),
+            _ => None,
+        };
+        (opened, next)
     }
 
     /// On a QEMU with `qom-list-get`: with the object's other values, when they are read too.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::error::Doing;
 use super::last_write::{LastWrite, Part};
-use super::{Error, Ino, Process, Result, Tree};
+use super::{Error, Ino, Process, Result, Tree, Wait};
 use crate::qom::{self, Kind, Request};
 
 /// The most that all open files together may hold, in bytes: QEMU may be compromised, and a
@@ -25,6 +25,15 @@ pub struct File {
     append: bool,
     pinned: Mutex<Pinned>,
     last_write: Mutex<LastWrite>,
+}
+
+/// What opening a property gave.
+#[derive(Debug)]
+pub struct Opened {
+    pub handle: u64,
+    /// The kernel believes that the value is shorter: before the reply, it is to be told by
+    /// [`Tree::tell_growth`].
+    pub grown_to: Option<u64>,
 }
 
 /// How a property is opened.
@@ -104,7 +113,7 @@ impl Tree {
     ///
     /// # Errors
     /// EISDIR, EROFS, or why QEMU does not give the value.
-    pub fn open_file(&self, ino: Ino, mode: OpenMode, process: Process) -> Result<u64> {
+    pub fn open_file(&self, ino: Ino, mode: OpenMode, process: Process, wait: Wait) -> Result<Opened> {
         let (_, _, entry) = self.property(ino)?;
         match entry.kind {
             Kind::Value => {}
@@ -114,52 +123,38 @@ impl Tree {
         if mode.write && self.settings.read_only {
             return Err(libc::EROFS.into());
         }
-        let mut text = None;
+        let (mut text, mut grown_to) = (None, None);
         if !mode.write {
-            let fetched = self.fetch(ino, Some(process))?;
+            let fetched = self.fetch(ino, Some(process), wait)?;
             let size = fetched.bytes.len() as u64;
-            let must_grow = self.inodes.lock().kernel_must_grow(ino, size);
-            if must_grow && let Some(kernel) = self.kernel.get() {
-                kernel.value_grew(ino, size);
-                self.inodes.lock().kernel_grew(ino);
+            if self.inodes.lock().kernel_must_grow(ino, size) {
+                grown_to = Some(size);
             }
             text = Some(fetched);
         }
         if mode.truncate {
             self.inodes.lock().kernel_lowered(ino, 0);
         }
-        Ok(self.files.open(File {
+        let handle = self.files.open(File {
             ino,
             append: mode.append,
             pinned: Mutex::new(Pinned { text, begun: false }),
             last_write: Mutex::default(),
-        }))
+        });
+        Ok(Opened { handle, grown_to })
     }
 
-    /// Whether the value of a property came with others that the process reads, so that opening it
-    /// waits for nothing.
-    pub fn is_value_at_hand(&self, ino: Ino, process: Process) -> bool {
-        self.property(ino)
-            .is_ok_and(|(_, path, entry)| self.ahead.has_value(process, &path, &entry.name))
+    /// Tells the kernel of a longer value than it believes, before the reply to the open. May wait for
+    /// a READ.
+    pub fn tell_growth(&self, ino: Ino, size: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.value_grew(ino, size);
+        }
+        self.inodes.lock().kernel_grew(ino);
     }
 
     pub fn close_file(&self, handle: u64) {
         self.files.close(handle);
-    }
-
-    /// Reads from an open property, if that can be done without asking QEMU.
-    pub fn read_pinned(&self, handle: u64, offset: u64, size: u32) -> Option<Result<Slice>> {
-        let Some(file) = self.files.get(handle) else {
-            return Some(Err(libc::EBADF.into()));
-        };
-        let mut pinned = file.pinned.try_lock()?;
-        if offset == 0 && pinned.begun {
-            return None;
-        }
-        let text = pinned.text.clone()?;
-        pinned.begun = true;
-        drop(pinned);
-        Some(Ok(self.slice(&file, &text, offset, size)))
     }
 
     /// A part of a value, for a READ.
@@ -176,14 +171,17 @@ impl Tree {
     ///
     /// # Errors
     /// EBADF, or why QEMU does not give the value.
-    pub fn read_file(&self, handle: u64, offset: u64, size: u32) -> Result<Slice> {
+    pub fn read_file(&self, handle: u64, offset: u64, size: u32, wait: Wait) -> Result<Slice> {
         let file = self.files.get(handle).ok_or(libc::EBADF)?;
-        let mut pinned = file.pinned.lock();
+        let mut pinned = match wait {
+            Wait::No => file.pinned.try_lock().ok_or(libc::EWOULDBLOCK)?,
+            Wait::Yes => file.pinned.lock(),
+        };
         let again = offset == 0 && pinned.begun;
         let text = match &pinned.text {
             Some(text) if !again => text.clone(),
             _ => {
-                let text = self.fetch(file.ino, None)?;
+                let text = self.fetch(file.ino, None, wait)?;
                 pinned.text.insert(text).clone()
             }
         };
@@ -194,11 +192,14 @@ impl Tree {
 
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
     /// or for a process that reads one after another what was fetched with the one before.
-    fn fetch(&self, ino: Ino, process: Option<Process>) -> Result<Arc<Text>> {
+    fn fetch(&self, ino: Ino, process: Option<Process>, wait: Wait) -> Result<Arc<Text>> {
         let (parent, path, entry) = self.property(ino)?;
-        let answer = match process {
-            Some(process) => self.value_for(parent, &path, &entry, process),
-            None => self.qom().request(Request::get(&path, &entry.name)),
+        let answer = match (process, wait) {
+            (Some(process), Wait::Yes) => self.value_for(parent, &path, &entry, process),
+            (None, Wait::Yes) => self.qom().request(Request::get(&path, &entry.name)),
+            (process, Wait::No) => process
+                .and_then(|process| self.value_at_hand(parent, &path, &entry, process))
+                .ok_or(libc::EWOULDBLOCK)?,
         };
         let mut text = self.read(ino, answer)?.into_bytes();
         self.still_there(ino)?;
@@ -237,7 +238,8 @@ impl Tree {
     /// # Errors
     /// EFBIG for the rest of a value that its writer cut, and for what may arrive cut; EPERM for an object's
     /// end; EINVAL for what is not UTF-8 and so cannot be a value; or QEMU's verdict.
-    pub fn write_file(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+    pub fn write_file(&self, handle: u64, offset: u64, data: &[u8], wait: Wait) -> Result<()> {
+        wait.allowed()?;
         let file = self.files.get(handle).ok_or(libc::EBADF)?;
         let part = file.last_write.lock().part(offset, data, file.append);
         match part {

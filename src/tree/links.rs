@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::Doing;
 use super::listing::Listing;
 use super::names::is_odd;
-use super::{Error, Ino, Process, ROOT, Result, Tree};
+use super::{Error, Ino, Process, ROOT, Result, Tree, Wait};
 use crate::qom::{Kind, Path, Reason, Request};
 
 /// The longest link target that Linux takes.
@@ -117,7 +117,7 @@ impl Tree {
     ///
     /// # Errors
     /// EINVAL for what is no link, or why QEMU does not tell.
-    pub fn read_link(&self, ino: Ino, process: Process) -> Result<String> {
+    pub fn read_link(&self, ino: Ino, process: Process, wait: Wait) -> Result<String> {
         if let Some(target) = self.inodes.lock().temporary_target(ino) {
             return Ok(target.to_owned());
         }
@@ -125,6 +125,7 @@ impl Tree {
         if entry.kind != Kind::Link {
             return Err(libc::EINVAL.into());
         }
+        wait.allowed()?;
         let answer = match self.ahead.serve(process, &path, &entry.name) {
             Some(served) => served,
             None => self.qom.request(Request::get(&path, &entry.name)),

@@ -37,9 +37,9 @@ use ahead::Ahead;
 pub use attributes::Attributes;
 use cache::Listings;
 pub use directories::{Directory, Item, Shown};
-pub use error::{Error, Result};
+pub use error::{Error, Result, Wait};
 use files::{File, Held};
-pub use files::{OpenMode, Slice};
+pub use files::{OpenMode, Opened, Slice};
 use handles::Handles;
 use inodes::Inodes;
 pub use inodes::{Ino, ROOT};
@@ -173,24 +173,15 @@ impl Tree {
         &self.settings
     }
 
-    /// Finds a name in a directory, if that can be told without asking QEMU.
-    pub fn lookup_cached(&self, parent: Ino, file: &str) -> Option<Result<Found>> {
-        if let Some(found) = self.temporary_link(parent, file) {
-            return Some(Ok(found));
-        }
-        let listing = self.listings.get(parent)?;
-        Some(self.lookup_in(parent, file, &listing))
-    }
-
     /// Finds a name in a directory.
     ///
     /// # Errors
     /// ENOENT, or what kept QEMU from telling.
-    pub fn lookup(&self, parent: Ino, file: &str) -> Result<Found> {
-        if let Some(found) = self.lookup_cached(parent, file) {
-            return found;
+    pub fn lookup(&self, parent: Ino, file: &str, wait: Wait) -> Result<Found> {
+        if let Some(found) = self.temporary_link(parent, file) {
+            return Ok(found);
         }
-        let listing = self.listing(parent)?;
+        let listing = self.listing(parent, wait)?;
         self.lookup_in(parent, file, &listing)
     }
 

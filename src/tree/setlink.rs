@@ -9,7 +9,7 @@ use log::warn;
 use super::error::Doing;
 use super::inodes::LIFETIME;
 use super::links::is_unset;
-use super::{Error, Found, Ino, Result, Tree};
+use super::{Error, Found, Ino, Result, Tree, Wait};
 use crate::qmp::printable;
 use crate::qom::{Kind, Path, Request};
 
@@ -31,11 +31,11 @@ impl Tree {
     ///
     /// # Errors
     /// EEXIST, EROFS; ENOSPC when there are too many.
-    pub fn make_link(&self, parent: Ino, file: &str, target: &str) -> Result<Found> {
+    pub fn make_link(&self, parent: Ino, file: &str, target: &str, wait: Wait) -> Result<Found> {
         if self.settings.read_only {
             return Err(libc::EROFS.into());
         }
-        if self.listing(parent)?.find(file).is_some() {
+        if self.listing(parent, wait)?.find(file).is_some() {
             return Err(libc::EEXIST.into());
         }
         self.inodes.lock().make_temporary(parent, file, target)?;
@@ -92,14 +92,15 @@ impl Tree {
     /// # Errors
     /// EPERM for any other renaming; ENOENT, ENOTDIR, EINVAL when the target is no object of
     /// this machine; or QEMU's verdict.
-    pub fn rename_link(&self, from: (Ino, &str), to: (Ino, &str)) -> Result<()> {
+    pub fn rename_link(&self, from: (Ino, &str), to: (Ino, &str), wait: Wait) -> Result<()> {
         if self.settings.read_only {
             return Err(libc::EROFS.into());
         }
+        wait.allowed()?;
         let temporary = self.inodes.lock().remove_temporary(from.0, from.1);
         let (ino, target) = temporary.ok_or(libc::EPERM)?;
         let (parent, file) = to;
-        let listing = self.listing(parent)?;
+        let listing = self.listing(parent, wait)?;
         let link = listing.find(file).filter(|(_, entry)| entry.kind == Kind::Link);
         let (_, entry) = link.ok_or(libc::EPERM)?;
         let replaced = self.inodes.lock().named(parent, file);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::error::Doing;
-use super::{Error, Ino, ROOT, Result, Tree};
+use super::{Error, Ino, ROOT, Result, Tree, Wait};
 use crate::qom::{Description, Kind, Path, Property, Request};
 
 /// What the descriptions of types that are remembered may take, in bytes: a real QEMU has about 1,500 types,
@@ -28,20 +28,20 @@ impl Tree {
     ///
     /// # Errors
     /// ENODATA when there is none, or why QEMU does not tell.
-    pub fn extended_attribute(&self, ino: Ino, name: &str) -> Result<Vec<u8>> {
+    pub fn extended_attribute(&self, ino: Ino, name: &str, wait: Wait) -> Result<Vec<u8>> {
         if self.inodes.lock().temporary_target(ino).is_some() {
             return Err(libc::ENODATA.into());
         }
         let kind = self.kind(ino)?;
         let value = match (kind, name) {
             (Kind::Link, "qom.type") | (Kind::Value | Kind::Child, "user.qom.type") => {
-                Some(self.declared(ino)?)
+                Some(self.declared(ino, wait)?)
             }
             (Kind::Link, "qom.error") | (Kind::Value | Kind::Child, "user.qom.error") => {
                 self.inodes.lock().errors.get(ino).map(str::to_owned)
             }
-            (Kind::Value | Kind::Child, "user.qom.description") => self.description(ino)?.description,
-            (Kind::Value | Kind::Child, "user.qom.default") => self.description(ino)?.default,
+            (Kind::Value | Kind::Child, "user.qom.description") => self.description(ino, wait)?.description,
+            (Kind::Value | Kind::Child, "user.qom.default") => self.description(ino, wait)?.default,
             _ => None,
         };
         value.map(String::into_bytes).ok_or_else(|| libc::ENODATA.into())
@@ -51,7 +51,7 @@ impl Tree {
     ///
     /// # Errors
     /// Why QEMU does not tell.
-    pub fn extended_attributes(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub fn extended_attributes(&self, ino: Ino, wait: Wait) -> Result<Vec<u8>> {
         let names: &[&str] = match self.kind(ino)? {
             // Nothing keeps them outside of the mount, so what copies all attributes would fail.
             Kind::Link => &[],
@@ -64,7 +64,7 @@ impl Tree {
         };
         let mut list = Vec::new();
         for name in names {
-            match self.extended_attribute(ino, name) {
+            match self.extended_attribute(ino, name, wait) {
                 Ok(_) => list.extend(name.bytes().chain([0])),
                 Err(e) if e.errno == libc::ENODATA => {}
                 Err(e) => return Err(e),
@@ -79,7 +79,7 @@ impl Tree {
     }
 
     /// The declared type of a property; for the root, which nobody declares, its own.
-    fn declared(&self, ino: Ino) -> Result<String> {
+    fn declared(&self, ino: Ino, wait: Wait) -> Result<String> {
         let found = self.inodes.lock().get(ino);
         let (_, entry) = found.ok_or(libc::ENOENT)?;
         if ino != ROOT {
@@ -88,6 +88,7 @@ impl Tree {
         if let Some(known) = &self.descriptions.lock().root {
             return Ok(known.clone());
         }
+        wait.allowed()?;
         let name = self
             .qom
             .request(Request::get(&Path::root(), "type"))
@@ -96,13 +97,13 @@ impl Tree {
     }
 
     /// What the type of the object around a property says of it.
-    fn description(&self, ino: Ino) -> Result<Description> {
+    fn description(&self, ino: Ino, wait: Wait) -> Result<Description> {
         if ino == ROOT {
             return Ok(Description::default());
         }
         let found = self.inodes.lock().get(ino);
         let (parent, entry) = found.ok_or(libc::ENOENT)?;
-        let declared = self.declared(parent)?;
+        let declared = self.declared(parent, wait)?;
         let object_type = if parent == ROOT {
             declared
         } else {
@@ -113,16 +114,17 @@ impl Tree {
             property.child_type().unwrap_or_default().to_owned()
         };
         Ok(self
-            .of_type(&object_type)?
+            .of_type(&object_type, wait)?
             .get(&*entry.name)
             .cloned()
             .unwrap_or_default())
     }
 
-    fn of_type(&self, type_name: &str) -> Result<OfType> {
+    fn of_type(&self, type_name: &str, wait: Wait) -> Result<OfType> {
         if let Some(known) = self.descriptions.lock().by_type.get(type_name) {
             return Ok(known.clone());
         }
+        wait.allowed()?;
         let described = match self.qom.request(Request::describe(type_name)) {
             Ok(described) => described,
             // Not every type can tell; that is an answer too.
