@@ -192,6 +192,7 @@ pub(super) mod tests {
             ),
             (GREETING, b" ", MILLISECOND / 5, "hangs"),
             (b"", b" ", MILLISECOND / 5, "no QMP greeting"),
+            (b"", b"{\"event\":\"X\"}\n", Duration::ZERO, "no QMP greeting"),
         ] {
             let error = flooded(first, again, pause).to_string();
             assert!(error.contains(words), "{error}");
