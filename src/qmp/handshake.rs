@@ -95,7 +95,7 @@ pub(super) fn handshake(
         source: io::Error::new(kind, why),
     };
     let hangs = || {
-        let why = format!("QEMU greets, but answers nothing within {timeout:?}: it hangs");
+        let why = format!("QEMU greets, but answers nothing within {timeout:?}: it hangs, or is stopped");
         broken(io::ErrorKind::TimedOut, why)
     };
     let left = |command: &str| {
