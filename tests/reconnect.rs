@@ -487,3 +487,43 @@ fn a_socket_that_was_never_there_is_an_error() {
     );
     session.wait_ended(SOON);
 }
+
+/// What was opened on one machine never reads or writes the next.
+#[test]
+fn a_descriptor_does_not_outlive_its_machine() {
+    for which in Which::ALL {
+        let dir = folder();
+        let socket = dir.path().join("vm.sock");
+        let qemu = machine(which, "none", &socket, &[]);
+        let mount = Mount::start_foreground(&socket, &OPTIONS);
+        let open = |flags| Held::open(mount.join("machine/append"), flags).expect("open");
+        qemu.truth()
+            .set("/machine", "append", json!("first"))
+            .expect("set");
+        let (writer, both, reader) = (open(libc::O_WRONLY), open(libc::O_RDWR), open(libc::O_RDONLY));
+        assert_eq!(reader.read(3).as_deref(), Ok(b"fir".as_slice()));
+        // One is used while there is no machine: its request would wait for the next one.
+        qemu.kill();
+        is_cut_off(&mount, "machine/type");
+        assert_eq!(writer.write(b"lost"), Err(libc::ENOTCONN));
+        let next = machine(which, "none", &socket, &[]);
+        next.truth()
+            .set("/machine", "append", json!("second"))
+            .expect("set");
+        for round in 0..2 {
+            assert_eq!(writer.write(b"astray"), Err(libc::ESTALE), "{which:?} {round}");
+            assert_eq!(both.write(b"astray"), Err(libc::ESTALE), "{which:?} {round}");
+            assert_eq!(both.read_at(0, 10), Err(libc::ESTALE), "{which:?} {round}");
+            assert_eq!(reader.read_at(0, 10), Err(libc::ESTALE), "{which:?} {round}");
+            assert_eq!(
+                reader.read_at(3, 10).as_deref(),
+                Ok(b"st\n".as_slice()),
+                "still pinned"
+            );
+        }
+        assert_eq!(next.truth().get("/machine", "append"), Ok(json!("second")));
+        assert_eq!(read(&mount, "machine/append").as_deref(), Ok("second\n"));
+        write_file(mount.join("machine/append"), b"third").expect("a new descriptor");
+        assert_eq!(next.truth().get("/machine", "append"), Ok(json!("third")));
+    }
+}

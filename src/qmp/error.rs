@@ -31,6 +31,9 @@ pub enum Error {
     /// The same, of a request that was made after the connection was gone, and never sent.
     #[error("not connected to QEMU: {0}")]
     Unsent(Arc<Closed>),
+    /// The request was never sent: it is about what an earlier connection had.
+    #[error("QEMU was connected again since this file was opened, and may be another one: open it again")]
+    Reconnected,
     /// QEMU's reply to this request makes no sense; later ones are not affected.
     #[error("QEMU's reply cannot be decoded: {}", printable(.0))]
     Undecodable(String),

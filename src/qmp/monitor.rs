@@ -10,7 +10,6 @@ use log::debug;
 use parking_lot::{Condvar, Mutex};
 
 use super::address::Address;
-use super::budget::Text;
 use super::connection::{Connection, Pending};
 use super::error::{Closed, ConnectError, Error};
 use super::reader::Listener;
@@ -54,6 +53,8 @@ struct Inner {
 
 struct Current {
     connection: Arc<Connection>,
+    /// How many connections there were before it.
+    number: u64,
     /// Attempts made since the connection was lost.
     attempts: u64,
     /// When the first request began to wait for the attempt under way.
@@ -109,6 +110,7 @@ impl Monitor {
             bell,
             current: Mutex::new(Current {
                 connection,
+                number: 0,
                 attempts: 0,
                 awaited: None,
                 hurry: false,
@@ -149,20 +151,22 @@ impl Monitor {
         self.inner.current.lock().connection.greeting().clone()
     }
 
-    /// Sends a request and waits for its reply.
-    ///
-    /// # Errors
-    /// [`Error`]
-    pub fn execute(&self, request: &[u8]) -> Result<Text, Error> {
-        self.send(request)?.wait()
+    /// The number of the connection in force: each one that is made has another.
+    pub fn connection_number(&self) -> u64 {
+        self.inner.current.lock().number
     }
 
-    /// Sends a request; [`Pending::wait`] gives its reply.
+    /// Sends a request; [`Pending::wait`] gives its reply. One that is about what a connection had is sent
+    /// on that one only.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn send(&self, request: &[u8]) -> Result<Pending, Error> {
-        self.connection().send(request).map_err(|e| match e {
+    pub fn send(&self, request: &[u8], only_on: Option<u64>) -> Result<Pending, Error> {
+        let (connection, number) = self.connection();
+        if only_on.is_some_and(|only| only != number) {
+            return Err(Error::Reconnected);
+        }
+        connection.send(request).map_err(|e| match e {
             // What another request's connection was given up for says nothing of this one.
             Error::Closed(why) if self.inner.reconnect => Error::Unsent(why),
             e => e,
@@ -213,7 +217,7 @@ impl Monitor {
 
     /// The connection in force. When it is lost, sets off an attempt to reconnect at once and
     /// waits a moment for it, so that the first access after QEMU is back succeeds.
-    fn connection(&self) -> Arc<Connection> {
+    fn connection(&self) -> (Arc<Connection>, u64) {
         let mut current = self.inner.current.lock();
         if self.inner.reconnect && current.connection.closed().is_some() {
             let attempt = current.attempts;
@@ -228,7 +232,7 @@ impl Monitor {
                 }
             }
         }
-        current.connection.clone()
+        (current.connection.clone(), current.number)
     }
 }
 
@@ -273,7 +277,10 @@ impl Inner {
             current.hurry = false;
             let back = attempt.is_ok();
             match attempt {
-                Ok(connection) => current.connection = Arc::new(connection),
+                Ok(connection) => {
+                    current.connection = Arc::new(connection);
+                    current.number += 1;
+                }
                 Err(e) => debug!("{e}"),
             }
             // Also after a success: one that greets and then speaks no QMP is not better than none.

@@ -69,7 +69,11 @@ impl Qom {
     /// # Errors
     /// When it could not be sent.
     pub fn ask<T>(&self, request: Request<T>) -> Result<Ask<T>, Error> {
-        match self.monitor.send(&request.bytes) {
+        self.ask_on(None, request)
+    }
+
+    fn ask_on<T>(&self, connection: Option<u64>, request: Request<T>) -> Result<Ask<T>, Error> {
+        match self.monitor.send(&request.bytes, connection) {
             Ok(pending) => Ok(Ask {
                 pending,
                 asked: request.asked,
@@ -101,14 +105,30 @@ impl Qom {
         self.ask(request)?.wait()
     }
 
+    /// The same on the connection of this number only.
+    ///
+    /// # Errors
+    /// [`qmp::Error::Reconnected`], and as above.
+    pub fn request_on<T>(&self, connection: u64, request: Request<T>) -> Result<T, Error> {
+        self.ask_on(Some(connection), request)?.wait()
+    }
+
     /// Sets a property to what a text means: by the declared type, and once more as the JSON
-    /// type that QEMU asks for when it refuses only that (which it checks before it acts).
+    /// type that QEMU asks for when it refuses only that (which it checks before it acts). On the connection
+    /// of this number only.
     ///
     /// # Errors
     /// QEMU's verdict on the value that fits best.
-    pub fn set_text(&self, path: &Path, property: &str, declared: &str, text: &str) -> Result<(), Error> {
+    pub fn set_text(
+        &self,
+        connection: u64,
+        path: &Path,
+        property: &str,
+        declared: &str,
+        text: &str,
+    ) -> Result<(), Error> {
         let set = |value: &Value| {
-            let answer = self.request(Request::set(path, property, value));
+            let answer = self.request_on(connection, Request::set(path, property, value));
             answer.map_err(|e| Error {
                 value: Some(text.to_owned()),
                 ..e

@@ -33,6 +33,8 @@ pub enum Reason {
     /// The request is longer than can be sent.
     TooLong,
     Disconnected,
+    /// It is about what an earlier connection had.
+    Reconnected,
     Undecodable,
     NoMemory,
 }
@@ -47,6 +49,7 @@ impl Error {
             // The reply that was waited for may be the very line that is no QMP.
             qmp::Error::Closed(why) if !why.is_orderly() => Reason::Undecodable,
             qmp::Error::Closed(_) | qmp::Error::Unsent(_) => Reason::Disconnected,
+            qmp::Error::Reconnected => Reason::Reconnected,
             qmp::Error::Undecodable(_) => Reason::Undecodable,
             qmp::Error::TooMuch => Reason::NoMemory,
             qmp::Error::Refused { class, desc } => match class.as_str() {

@@ -55,6 +55,7 @@ impl Error {
             (Reason::Timeout, _) => libc::ETIMEDOUT,
             (Reason::TooLong, _) => libc::EFBIG,
             (Reason::Disconnected, _) => libc::ENOTCONN,
+            (Reason::Reconnected, _) => libc::ESTALE,
             (Reason::NoMemory, _) => libc::ENOMEM,
             (Reason::TooLate | Reason::Refused | Reason::NoCommand | Reason::Undecodable, _) => libc::EIO,
         };

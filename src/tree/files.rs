@@ -21,10 +21,20 @@ pub type Held = Arc<AtomicUsize>;
 /// An open property.
 pub struct File {
     ino: Ino,
+    /// The connection that it was opened on: after it there may be another machine.
+    connection: u64,
     /// O_APPEND
     append: bool,
     pinned: Mutex<Pinned>,
     last_write: Mutex<LastWrite>,
+}
+
+/// What a value is read for.
+enum Reader {
+    /// An open by this process.
+    Open(Process),
+    /// A descriptor that was opened on this connection.
+    Descriptor(u64),
 }
 
 /// What opening a property gave.
@@ -123,9 +133,10 @@ impl Tree {
         if mode.write && self.settings.read_only {
             return Err(libc::EROFS.into());
         }
+        let connection = self.qom.monitor().connection_number();
         let (mut text, mut grown_to) = (None, None);
         if !mode.write {
-            let fetched = self.fetch(ino, Some(process), wait)?;
+            let fetched = self.fetch(ino, Reader::Open(process), wait)?;
             let size = fetched.bytes.len() as u64;
             if self.inodes.lock().kernel_must_grow(ino, size) {
                 grown_to = Some(size);
@@ -137,6 +148,7 @@ impl Tree {
         }
         let handle = self.files.open(File {
             ino,
+            connection,
             append: mode.append,
             pinned: Mutex::new(Pinned { text, begun: false }),
             last_write: Mutex::default(),
@@ -181,7 +193,7 @@ impl Tree {
         let text = match &pinned.text {
             Some(text) if !again => text.clone(),
             _ => {
-                let text = self.fetch(file.ino, None, wait)?;
+                let text = self.fetch(file.ino, Reader::Descriptor(file.connection), wait)?;
                 pinned.text.insert(text).clone()
             }
         };
@@ -192,14 +204,17 @@ impl Tree {
 
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
     /// or for a process that reads one after another what was fetched with the one before.
-    fn fetch(&self, ino: Ino, process: Option<Process>, wait: Wait) -> Result<Arc<Text>> {
+    fn fetch(&self, ino: Ino, reader: Reader, wait: Wait) -> Result<Arc<Text>> {
         let (parent, path, entry) = self.property(ino)?;
-        let answer = match (process, wait) {
-            (Some(process), Wait::Yes) => self.value_for(parent, &path, &entry, process),
-            (None, Wait::Yes) => self.qom().request(Request::get(&path, &entry.name)),
-            (process, Wait::No) => process
-                .and_then(|process| self.value_at_hand(parent, &path, &entry, process))
+        let answer = match (reader, wait) {
+            (Reader::Open(process), Wait::Yes) => self.value_for(parent, &path, &entry, process),
+            (Reader::Open(process), Wait::No) => self
+                .value_at_hand(parent, &path, &entry, process)
                 .ok_or(libc::EWOULDBLOCK)?,
+            (Reader::Descriptor(connection), _) => {
+                wait.allowed()?;
+                self.qom.request_on(connection, Request::get(&path, &entry.name))
+            }
         };
         let mut text = self.read(ino, answer)?.into_bytes();
         self.still_there(ino)?;
@@ -251,13 +266,14 @@ impl Tree {
                 return Err(self.refuse_write(file.ino, libc::EFBIG, why));
             }
         }
-        let outcome = self.set_value(file.ino, data);
+        let outcome = self.set_value(&file, data);
         file.last_write.lock().set(offset, data, &outcome);
         file.pinned.lock().text = None;
         outcome
     }
 
-    fn set_value(&self, ino: Ino, data: &[u8]) -> Result<()> {
+    fn set_value(&self, file: &File, data: &[u8]) -> Result<()> {
+        let ino = file.ino;
         let (parent, path, entry) = self.property(ino)?;
         let most = self.max_value.load(Ordering::Relaxed);
         if data.len() > most {
@@ -275,7 +291,9 @@ impl Tree {
             return Err(self.refuse_write(ino, libc::EPERM, why));
         }
         self.ahead.wrote();
-        let outcome = self.qom.set_text(&path, &entry.name, &entry.declared, text);
+        let outcome = self
+            .qom
+            .set_text(file.connection, &path, &entry.name, &entry.declared, text);
         // Even a refused or unanswered write may have changed something.
         self.ahead.wrote();
         self.written(parent, &entry.file);
