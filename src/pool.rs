@@ -11,8 +11,9 @@ use parking_lot::{Condvar, Mutex};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The most threads beside those that call [`Pool::run`]. More jobs queue up.
-const MOST_THREADS: usize = 64;
+/// The most threads beside those that call [`Pool::run`], for READs and for others. More jobs queue up.
+const MAX_READ_THREADS: usize = 16;
+const MAX_THREADS: usize = 64;
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Runs a job on the calling thread where that leaves other callers free, which saves a
@@ -26,8 +27,8 @@ pub struct Pool {
     reads: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
+    max_threads: usize,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -44,8 +45,8 @@ impl Pool {
         Pool {
             inline,
             busy: AtomicUsize::new(0),
-            shared: Arc::default(),
-            reads: Arc::default(),
+            shared: Shared::new(MAX_THREADS),
+            reads: Shared::new(MAX_READ_THREADS),
         }
     }
 
@@ -84,6 +85,14 @@ impl Pool {
 }
 
 impl Shared {
+    fn new(max_threads: usize) -> Arc<Shared> {
+        Arc::new(Shared {
+            max_threads,
+            state: Mutex::default(),
+            work: Condvar::new(),
+        })
+    }
+
     fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.jobs.is_empty() && state.idle == state.threads
@@ -92,7 +101,7 @@ impl Shared {
     fn push(self: &Arc<Self>, job: Job) {
         let mut state = self.state.lock();
         state.jobs.push_back(job);
-        if state.idle >= state.jobs.len() || state.threads >= MOST_THREADS {
+        if state.idle >= state.jobs.len() || state.threads >= self.max_threads {
             self.work.notify_one();
             return;
         }

@@ -43,7 +43,11 @@ fn a_newline_in_a_write_of_its_own_ends_the_value() {
                 "two",
             ),
             (format!("exec 3> {file}; echo one >&3; echo two >&3"), "two"),
-            (format!("exec 3> {file}; echo one >&3; echo >&3"), ""),
+            (format!("echo > {file}"), ""),
+            (
+                format!("exec 3> {file}; printf one >&3; echo >&3; echo two >&3"),
+                "two",
+            ),
             (format!("(printf %4096s; echo) > {file}"), &" ".repeat(4096)),
         ] {
             qemu.truth()
@@ -79,6 +83,14 @@ for text in (b\"lo\", b\"lo\", b\"\\n\"):
             format!("cat {large} {large} > {file}"),
             format!("node -e 'process.stdout.write(\"a\"); process.stdout.write(\"b\")' > {file}"),
             format!("perl -e '$|=1; print \"a\"; print \"b\" or die $!' > {file}"),
+            // An empty line behind a value is more of it, and not an empty value.
+            format!("(printf hello; echo; echo) > {file}"),
+            format!("exec 3> {file}; echo one >&3; echo >&3"),
+            format!("PYTHONUNBUFFERED=1 python3 -c 'print(\"hello\\n\")' > {file}"),
+            // O_APPEND can be set later.
+            format!(
+                "python3 -c 'import fcntl, os, sys; f = os.open(sys.argv[1], os.O_WRONLY); fcntl.fcntl(f, fcntl.F_SETFL, os.O_APPEND); os.write(f, b\"hel\"); os.stat(sys.argv[1]); os.write(f, b\"lo\")' {file}"
+            ),
             // A newline that may be where a buffer ended.
             format!(
                 "head -c 4095 /dev/zero | tr '\\0' x > {large}.x; echo >> {large}.x; (cat {large}.x; echo) > {file}"
@@ -93,13 +105,47 @@ for text in (b\"lo\", b\"lo\", b\"\\n\"):
         let out = sh(&format!("python3 -c {} {file}", quote(pwrite)));
         assert_eq!(out.ok().text(), "27\n27\n27", "{which:?}");
         let why = sh(&format!("getfattr --only-values -n user.qom.error {file}"));
-        assert!(why.ok().text().contains("cut the value"), "{why}");
+        assert!(why.ok().text().contains("came in pieces"), "{why}");
         // From the start it is a new value.
         sh(&format!(
             "exec 3> {file}; printf hel >&3; printf lo >&3; echo whole > {file}"
         ))
         .ok();
         assert_eq!(string_of(&qemu), "whole");
+    }
+}
+
+/// Tools that set the mode of what they copy to.
+#[test]
+fn copying_into_a_property_sets_it() {
+    let copy = "require(\"fs\").copyFileSync(process.argv[1], process.argv[2])";
+    for which in Which::ALL {
+        let qemu = Qemu::start(which, "none", &ARGS);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let (from, file) = (
+            quote(qemu.dir().join("from")),
+            quote(mount.join("machine/append")),
+        );
+        for (number, tool) in [
+            "cp",
+            "busybox cp",
+            "/usr/lib/cargo/bin/coreutils/cp",
+            &format!("node -e {}", quote(copy)),
+        ]
+        .iter()
+        .enumerate()
+        {
+            let out = sh(&format!(
+                "echo value{number} > {from}; chmod 644 {from}; {tool} {from} {file}"
+            ));
+            assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{which:?} {out}");
+            assert_eq!(string_of(&qemu), format!("value{number}"), "{which:?} {tool}");
+        }
+        sh(&format!(
+            "chmod 644 {file} && chown $(stat -c %u:%g {file}) {file}"
+        ))
+        .ok();
+        sh(&format!("chmod 600 {file} || chown 12345 {file} || touch {file}")).fails();
     }
 }
 
@@ -115,6 +161,7 @@ fn a_refusal_is_not_made_good_by_a_newline() {
             format!("(printf bad; echo) > {acpi}"),
             format!("(printf bad; echo; echo) > {acpi}"),
             format!("(printf bad; echo) >> {acpi}"),
+            format!("(echo bad; echo) > {acpi}"),
             format!("perl -e '$|=1; print \"bad\"; print \"\\n\" or die $!' > {acpi}"),
         ] {
             relay.reset();

@@ -133,12 +133,12 @@ fn what_is_no_object_for_it_changes_nothing() {
             ("../../etc/passwd", "Invalid argument", "../../etc/passwd"),
             ("../..", "Invalid argument", "outside"),
             ("/objects/m2", "Invalid argument", "/objects/m2"), // QEMU's path is not the mount's
-            ("../objects/nope", "No such file or directory", "nope"),
-            ("../nope/m2", "No such file or directory", "nope"),
-            ("m2", "No such file or directory", "m2"),
+            ("../objects/nope", "Invalid argument", "nope"),
+            ("../nope/m2", "Invalid argument", "nope"),
+            ("m2", "Invalid argument", "m2"),
             ("type", "Not a directory", "type"),
             ("type/x", "Not a directory", "type"),
-            ("confidential-guest-support", "No such file or directory", "unset"),
+            ("confidential-guest-support", "Invalid argument", "unset"),
             ("../objects/rng", "Invalid argument", wrong_type),
             (".", "Invalid argument", wrong_type),
             ("..", "Invalid argument", wrong_type),
@@ -262,13 +262,13 @@ fn a_temporary_name_is_never_seen() {
         // Left behind for good.
         raw_link("../objects/m2", &temporary, None).expect("the first step of ln");
         let gone = || lstat(&temporary).err() == Some(libc::ENOENT);
-        assert!(wait_until(Duration::from_secs(9), gone), "left behind");
+        assert!(wait_until(Duration::from_secs(30), gone), "left behind");
         assert_eq!(target(&qemu), "/objects/pc.ram");
 
         // The second call fails, and nobody removes the name.
         for (text, to, errno) in [
             ("../objects/rng", link.clone(), libc::EINVAL),
-            ("../objects/nope", link.clone(), libc::ENOENT),
+            ("../objects/nope", link.clone(), libc::EINVAL),
             ("/etc/passwd", link.clone(), libc::EINVAL),
             ("../objects/m2", dir.join("newname"), libc::EPERM),
             ("../objects/m2", dir.join("graphics"), libc::EPERM),
@@ -276,7 +276,7 @@ fn a_temporary_name_is_never_seen() {
             (
                 "../objects/m2",
                 mount.join("objects/pc.ram/prealloc-context"),
-                libc::ENOENT,
+                libc::EINVAL,
             ),
         ] {
             assert_eq!(raw_link(text, &temporary, Some(&to)), Err(errno), "{text} {to:?}");
@@ -372,6 +372,7 @@ fn a_refused_link_keeps_the_words() {
         for (text, want) in [
             ("../objects/rng", "expected: memory-backend"),
             ("type", "is a property, not an object"),
+            ("../objects/typo", "there is no 'typo' in /objects"),
             ("/etc/passwd", "outside of the mount"),
         ] {
             ln(&dir, text, LINK).fails();
@@ -390,24 +391,20 @@ fn a_link_that_is_not_renamed_goes_and_the_log_says_so() {
     let qemu = machine(Which::Old);
     let mount = Mount::start_foreground(&qemu.socket(), &[]);
     let dir = mount.join("machine");
-    for (number, command) in [
+    for command in [
         "ln -s ../objects/m2 newname",
         "ln -sfn ../../objects/m2 q35/newname",
         "ln -sfn ../objects/m2 newer",
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ] {
         sh_in(&dir, command).ok();
         assert!(strangers(&qemu, &mount, "/machine").is_empty(), "{command}");
-        let out = sh_in(&dir, "ln -sT x newname");
-        assert!(out.fails().stderr.contains("File exists"), "{out}");
-        let said = || mount.log().matches("was not renamed").count();
-        assert!(number == 2 || said() == 0, "{}", mount.log());
     }
-    let said = || mount.log().matches("was not renamed").count() == 3;
-    assert!(wait_until(Duration::from_secs(20), said), "{}", mount.log());
-    for name in ["newname", "q35/newname", "newer"] {
+    // Made again at once: a name can be taken as long as the link is there.
+    let out = sh_in(&dir, "ln -sT x again && ! ln -sT x again");
+    assert!(out.ok().stderr.contains("File exists"), "{out}");
+    let said = || mount.log().matches("was not renamed").count() == 4;
+    assert!(wait_until(Duration::from_secs(40), said), "{}", mount.log());
+    for name in ["newname", "q35/newname", "newer", "again"] {
         assert_eq!(lstat(dir.join(name)).err(), Some(libc::ENOENT), "{name}");
     }
     assert_eq!(target(&qemu), "/objects/pc.ram");

@@ -121,10 +121,9 @@ impl Filesystem for Fuse {
     ) {
         // Truncation brings a new mtime with it.
         let times = size.is_none() && (atime.is_some() || mtime.is_some());
-        let other = mode.is_some() || uid.is_some() || gid.is_some() || times;
         let lifetime = self.lifetime;
         self.dispatch.run(
-            move |tree, _| tree.set_attributes(ino.0, size.is_some(), other),
+            move |tree, _| tree.set_attributes(ino.0, mode, uid, gid, times),
             move |_, attributes| reply_attr(reply, lifetime, attributes),
         );
     }
@@ -202,7 +201,6 @@ impl Filesystem for Fuse {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = OpenMode {
             write: flags.acc_mode() != OpenAccMode::O_RDONLY,
-            append: flags.0 & libc::O_APPEND != 0,
             truncate: flags.0 & libc::O_TRUNC != 0,
         };
         let process = request.pid();
@@ -252,14 +250,15 @@ impl Filesystem for Fuse {
         offset: u64,
         data: &[u8],
         _: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let data = data.to_vec();
         let length = data.len() as u32;
+        let appends = flags.0 & libc::O_APPEND != 0;
         self.dispatch.run(
-            move |tree, wait| tree.write_file(handle.0, offset, &data, wait),
+            move |tree, wait| tree.write_file(handle.0, offset, &data, appends, wait),
             move |_, done| match done {
                 Ok(()) => reply.written(length),
                 Err(e) => reply.error(errno(&e)),

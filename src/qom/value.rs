@@ -201,7 +201,8 @@ fn size(text: &str) -> Option<u64> {
         (plain && text.len() <= 18).then(|| text.parse::<u128>().ok())?
     };
     let scale = 10u128.pow(u32::try_from(fraction.len()).ok().filter(|n| *n <= 18)?);
-    let bytes = (number(whole)? * scale + number(fraction)?) << (10 * exponent);
+    let digits = number(whole)? * scale + number(fraction)?;
+    let bytes = digits.checked_mul(1 << (10 * exponent))?;
     (bytes % scale == 0).then(|| u64::try_from(bytes / scale).ok())?
 }
 
@@ -305,6 +306,11 @@ mod tests {
             ("size", "1MiB", json!("1MiB")),
             ("size", "16E", json!("16E")),
             ("size", "99999999999999999999E", json!("99999999999999999999E")),
+            (
+                "size",
+                "1125899906842624.000000000000000000E",
+                json!("1125899906842624.000000000000000000E"),
+            ),
             ("size", "1ü", json!("1ü")),
             ("string", "1G", json!("1G")),
             ("busnr", "7", json!(7)),

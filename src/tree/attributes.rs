@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Error, Ino, Result, Tree};
+use super::{Ino, Result, Tree};
 use crate::qom::Kind;
 
 /// The attributes of an inode.
@@ -55,19 +55,29 @@ impl Tree {
         }
     }
 
-    /// Accepts a change of size, which changes nothing (a shell truncates before it writes),
-    /// and no other change.
+    /// Accepts what changes nothing: any size (a shell truncates before it writes), and the mode and owner
+    /// that there are (what copies a file sets them).
     ///
     /// # Errors
     /// EPERM, EROFS.
-    pub fn set_attributes(&self, ino: Ino, size: bool, other: bool) -> Result<Attributes> {
+    pub fn set_attributes(
+        &self,
+        ino: Ino,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        times: bool,
+    ) -> Result<Attributes> {
         let now = self.attributes(ino)?;
         if self.settings.read_only {
             return Err(libc::EROFS.into());
         }
-        if other || !size {
-            return Err(Error::from(libc::EPERM));
+        let same_mode = mode.is_none_or(|mode| mode & 0o7777 == u32::from(now.mode));
+        let same_owner = uid.is_none_or(|uid| uid == now.uid) && gid.is_none_or(|gid| gid == now.gid);
+        if same_mode && same_owner && !times {
+            Ok(now)
+        } else {
+            Err(libc::EPERM.into())
         }
-        Ok(now)
     }
 }

@@ -23,8 +23,6 @@ pub struct File {
     ino: Ino,
     /// The connection that it was opened on: after it there may be another machine.
     connection: u64,
-    /// O_APPEND
-    append: bool,
     pinned: Mutex<Pinned>,
     last_write: Mutex<LastWrite>,
 }
@@ -51,8 +49,6 @@ pub struct Opened {
 pub struct OpenMode {
     /// O_WRONLY or O_RDWR
     pub write: bool,
-    /// O_APPEND
-    pub append: bool,
     /// O_TRUNC
     pub truncate: bool,
 }
@@ -149,7 +145,6 @@ impl Tree {
         let handle = self.files.open(File {
             ino,
             connection,
-            append: mode.append,
             pinned: Mutex::new(Pinned { text, begun: false }),
             last_write: Mutex::default(),
         });
@@ -162,7 +157,6 @@ impl Tree {
         if let Some(kernel) = self.kernel.get() {
             kernel.value_grew(ino, size);
         }
-        self.inodes.lock().kernel_grew(ino);
     }
 
     pub fn close_file(&self, handle: u64) {
@@ -248,21 +242,21 @@ impl Tree {
         }
     }
 
-    /// Sets an open property to what was written, less one newline at its end.
+    /// Sets an open property to what was written, less one newline at its end. `appends` is O_APPEND.
     ///
     /// # Errors
-    /// EFBIG for the rest of a value that its writer cut, and for what may arrive cut; EPERM for an object's
-    /// end; EINVAL for what is not UTF-8 and so cannot be a value; or QEMU's verdict.
-    pub fn write_file(&self, handle: u64, offset: u64, data: &[u8], wait: Wait) -> Result<()> {
+    /// EFBIG for the rest of a value that its writer cut, and for what may arrive cut; EPERM for setting
+    /// `realized` to false; EINVAL for what is not UTF-8 and so cannot be a value; or QEMU's verdict.
+    pub fn write_file(&self, handle: u64, offset: u64, data: &[u8], appends: bool, wait: Wait) -> Result<()> {
         wait.allowed()?;
         let file = self.files.get(handle).ok_or(libc::EBADF)?;
-        let part = file.last_write.lock().part(offset, data, file.append);
+        let part = file.last_write.lock().next(offset, data, appends);
         match part {
             Part::Value => {}
             Part::Newline(outcome) => return outcome,
             Part::Rest => {
-                let why = "the writer cut the value; only its first part was set, and needs to be set again \
-                           in one write (dd bs=1M, or a program that does not buffer)";
+                let why = "the value came in pieces; only the first was set, and needs to be set again with the rest in \
+                           one write (dd bs=1M iflag=fullblock, or a program that writes it in one piece)";
                 return Err(self.refuse_write(file.ino, libc::EFBIG, why));
             }
         }

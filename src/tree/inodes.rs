@@ -30,11 +30,9 @@ struct Node {
     lookups: u64,
     /// The length of the value that was opened last, or else came with a listing.
     size: Option<u64>,
-    /// The kernel's own idea of the size is not below this: what it was told, or made of a truncation or
-    /// of a short read through its page cache since.
+    /// The kernel's own idea of the size is not below this: the least that it was told, or may have made of a
+    /// truncation or of a short read through its page cache.
     kernel_size: u64,
-    /// The kernel is being told of larger sizes, so many times at once.
-    growing: u32,
     /// Nodes of which this is the parent; they need it for their path.
     children: u32,
     /// The object is gone; another one may have its path now.
@@ -99,7 +97,6 @@ impl Node {
             lookups: 0,
             size: None,
             kernel_size: u64::MAX,
-            growing: 0,
             children: 0,
             dead: false,
             temporary: None,
@@ -244,7 +241,6 @@ impl Inodes {
             return 0;
         };
         let size = node.size.unwrap_or(UNREAD_SIZE);
-        // The kernel ignores a size that crosses a later change on its way, so being told raises nothing.
         node.kernel_size = node.kernel_size.min(size);
         size
     }
@@ -264,24 +260,10 @@ impl Inodes {
         }
     }
 
-    /// Whether the kernel may believe that a value is shorter than this. Then it is to be told, and
-    /// [`Inodes::kernel_grew`] called.
-    pub fn kernel_must_grow(&mut self, ino: Ino, size: u64) -> bool {
-        let Some(node) = self.nodes.get_mut(&ino) else {
-            return false;
-        };
-        // While somebody else tells it, it is not known yet.
-        let must_grow = node.kernel_size < size || node.growing > 0;
-        node.kernel_size = node.kernel_size.max(size);
-        node.growing += u32::from(must_grow);
-        must_grow
-    }
-
-    /// The kernel was told.
-    pub fn kernel_grew(&mut self, ino: Ino) {
-        if let Some(node) = self.nodes.get_mut(&ino) {
-            node.growing = node.growing.saturating_sub(1);
-        }
+    /// Whether the kernel may believe that a value is shorter than this. Telling it once changes nothing of
+    /// that: what lowers its size may be on its way.
+    pub fn kernel_must_grow(&self, ino: Ino, size: u64) -> bool {
+        self.nodes.get(&ino).is_some_and(|node| node.kernel_size < size)
     }
 
     /// The object or property of this inode is gone: whatever has its path from now on is

@@ -16,35 +16,46 @@ pub enum Part {
     Rest,
 }
 
-/// The last write on a descriptor, as long as it may go on.
+/// The last write on a descriptor.
 #[derive(Debug, Default)]
-pub struct LastWrite(Option<Unended>);
+pub struct LastWrite(Option<Last>);
 
 #[derive(Debug)]
-struct Unended {
+struct Last {
     /// The offset at which it would go on. A refused write leaves the descriptor where it was.
     at: u64,
-    outcome: Result<()>,
-    /// A lone newline may still end it.
-    open: bool,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The value had a newline at its end, or was followed by one.
+    Ended,
+    /// A newline may still come.
+    Unended,
+    /// The value was cut, or may have been.
+    Cut,
+    Refused(Result<()>),
 }
 
 impl LastWrite {
-    /// Says what a write is. One that appends goes on wherever the kernel puts it.
-    pub fn part(&mut self, offset: u64, data: &[u8], append: bool) -> Part {
-        let Some(last) = self.0.as_mut().filter(|last| append || last.at == offset) else {
+    /// Says what the next write on the descriptor is. One that appends goes on wherever the kernel puts it.
+    pub fn next(&mut self, offset: u64, data: &[u8], appends: bool) -> Part {
+        let Some(last) = self.0.as_mut().filter(|last| appends || last.at == offset) else {
             return Part::Value;
         };
-        match &last.outcome {
-            // Kept: the same newline may be tried again.
-            Err(_) if data == b"\n" => Part::Newline(last.outcome.clone()),
-            Err(_) => Part::Value,
-            Ok(()) if data == b"\n" && last.open => {
-                self.0 = None;
+        let newline = data == b"\n";
+        match &last.state {
+            State::Refused(outcome) if newline => Part::Newline(outcome.clone()),
+            State::Unended if newline => {
+                (last.at, last.state) = (offset.saturating_add(1), State::Ended);
                 Part::Newline(Ok(()))
             }
-            Ok(()) => {
-                last.open = false;
+            // An empty line behind a value is more likely the end of a longer one than an empty value.
+            State::Ended if newline => Part::Rest,
+            State::Ended | State::Refused(_) => Part::Value,
+            State::Unended | State::Cut => {
+                last.state = State::Cut;
                 Part::Rest
             }
         }
@@ -52,14 +63,15 @@ impl LastWrite {
 
     /// Remembers what became of a value.
     pub fn set(&mut self, offset: u64, data: &[u8], outcome: &Result<()>) {
-        let newline = data.ends_with(b"\n");
-        let ended = newline && !(outcome.is_ok() && data.len().is_multiple_of(BUFFER));
+        let state = match (outcome, data.ends_with(b"\n")) {
+            (Err(_), _) => State::Refused(outcome.clone()),
+            (Ok(()), true) if data.len().is_multiple_of(BUFFER) => State::Cut,
+            (Ok(()), true) => State::Ended,
+            (Ok(()), false) => State::Unended,
+        };
         let written = if outcome.is_ok() { data.len() as u64 } else { 0 };
-        self.0 = (!ended).then(|| Unended {
-            at: offset.saturating_add(written),
-            outcome: outcome.clone(),
-            open: !newline,
-        });
+        let at = offset.saturating_add(written);
+        self.0 = Some(Last { at, state });
     }
 }
 
@@ -73,7 +85,7 @@ mod tests {
         let (mut last, mut offset, mut came) = (LastWrite::default(), 0, String::new());
         for data in data {
             let refused = data.starts_with(b"bad");
-            let (mark, taken) = match last.part(offset, data, append) {
+            let (mark, taken) = match last.next(offset, data, append) {
                 Part::Value => {
                     let outcome = if refused { Err(libc::EINVAL.into()) } else { Ok(()) };
                     last.set(offset, data, &outcome);
@@ -93,15 +105,20 @@ mod tests {
         let (page, ended) = ([b'x'; BUFFER], [[b'x'; BUFFER - 1].as_slice(), b"\n"].concat());
         for (data, want) in [
             (&[b"hello".as_slice(), b"\n"][..], "=+"),
-            (&[b"hello\n", b"again\n", b"\n"], "==="),
+            (&[b"hello\n", b"again\n"], "=="),
             (&[b"hello", b"\n", b"next", b"\n"], "=+=+"),
             (&[b"hel", b"lo"], "=!"),
             // Refused once, refused again, also as what would have been its end.
             (&[b"hel", b"lo", b"lo", b"\n"], "=!!!"),
             (&[b"h", b"e\n", b"\n"], "=!!"),
+            // An empty value is set by a newline only where a value cannot go on.
+            (&[b"\n"], "="),
+            (&[b"hello\n", b"\n", b"\n"], "=!!"),
+            (&[b"hello", b"\n", b"\n"], "=+!"),
+            (&[b"hello\n", b"\n", b"next\n"], "=!="),
             (&[b"bad", b"\n", b"\n"], "=--"),
+            (&[b"bad\n", b"\n"], "=-"),
             (&[b"bad", b"good", b"\n"], "==+"),
-            (&[b"bad\n", b"\n"], "=="),
             (&[&page, b"\n"], "=+"),
             (&[&page, &page], "=!"),
             (&[&ended, b"\n"], "=!"),
@@ -113,7 +130,7 @@ mod tests {
         let mut last = LastWrite::default();
         last.set(0, b"hel", &Ok(()));
         assert!(
-            matches!(last.part(0, b"hello", false), Part::Value),
+            matches!(last.next(0, b"hello", false), Part::Value),
             "from the start again"
         );
     }

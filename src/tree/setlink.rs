@@ -27,7 +27,7 @@ impl Tree {
         })
     }
 
-    /// Makes a temporary link, the first step of `ln -sfn`.
+    /// Makes a symbolic link, to be renamed over one that it sets.
     ///
     /// # Errors
     /// EEXIST, EROFS; ENOSPC when there are too many.
@@ -90,8 +90,8 @@ impl Tree {
     /// link is gone afterwards, whatever comes of it.
     ///
     /// # Errors
-    /// EPERM for any other renaming; ENOENT, ENOTDIR, EINVAL when the target is no object of
-    /// this machine; or QEMU's verdict.
+    /// EPERM for any other renaming; EINVAL, ENOTDIR when the target is no object of this machine; or
+    /// QEMU's verdict.
     pub fn rename_link(&self, from: (Ino, &str), to: (Ino, &str), wait: Wait) -> Result<()> {
         if self.settings.read_only {
             return Err(libc::EROFS.into());
@@ -111,6 +111,15 @@ impl Tree {
             self.ahead.wrote();
             self.written(parent, file);
             outcome.map_err(|e| Error::from_qom(&e, Doing::Write))
+        });
+        // After ENOENT the kernel would forget the link, and QEMU's words with it.
+        let outcome = outcome.map_err(|e| Error {
+            errno: if e.errno == libc::ENOENT {
+                libc::EINVAL
+            } else {
+                e.errno
+            },
+            ..e
         });
         if let Err(e) = outcome {
             return Err(match replaced {
