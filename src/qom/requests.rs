@@ -160,7 +160,7 @@ fn value_text(name: &str, raw: &RawValue) -> Result<String, Error> {
 /// The longest extended attribute that there can be, in bytes.
 const LONGEST_ATTRIBUTE: usize = 64 << 10;
 
-fn is_short(text: &String) -> bool {
+fn is_short(text: &str) -> bool {
     text.len() <= LONGEST_ATTRIBUTE
 }
 
@@ -182,8 +182,8 @@ impl Request<HashMap<String, Description>> {
                     let info: Info<'_> = object(raw)?;
                     let default = info.default.map(|raw| to_text(raw.get())).transpose()?;
                     let description = Description {
-                        description: info.description.filter(is_short),
-                        default: default.filter(is_short),
+                        description: info.description.filter(|text| is_short(text)),
+                        default: default.filter(|text| is_short(text)),
                     };
                     Ok((info.name, description))
                 };
@@ -220,8 +220,8 @@ fn text_member(text: &str, name: &str) -> serde_json::Result<Option<String>> {
     let object: HashMap<Cow<'_, str>, &RawValue> = object(serde_json::from_str(text)?)?;
     let member = object
         .get(name)
-        .and_then(|raw| serde_json::from_str(raw.get()).ok());
-    Ok(member.filter(is_short))
+        .map(|raw| serde_json::from_str::<String>(raw.get()));
+    Ok(member.and_then(Result::ok).filter(|text| is_short(text)))
 }
 
 #[cfg(test)]

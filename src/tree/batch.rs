@@ -22,6 +22,9 @@ pub struct Batch {
     reply: Mutex<Reply>,
 }
 
+/// The properties of one object, with what is charged for the reply as long as more is made of them.
+pub type Part = (Vec<Valued>, Option<Charge>);
+
 enum Reply {
     Asked(Ask<Vec<Vec<Valued>>>),
     /// The charge goes to who takes the first part: only one of that size is kept.
@@ -62,7 +65,7 @@ impl Batch {
     ///
     /// # Errors
     /// The same for all objects: one bad path fails the whole request.
-    pub fn take(&self, index: usize) -> Result<Option<(Vec<Valued>, Option<Charge>)>, Error> {
+    pub fn take(&self, index: usize) -> Result<Option<Part>, Error> {
         let mut reply = self.reply.lock();
         *reply = match replace(&mut *reply, Reply::Came(Vec::new(), None)) {
             Reply::Asked(ask) => self.received(ask.wait_charged(), index),

@@ -161,7 +161,7 @@ impl Tree {
 
     /// The present listing of an object that is only looked through, by its path.
     pub(super) fn listing_at(&self, path: &Path) -> StdResult<Listing, qom::Error> {
-        let properties = self.qom.request(Request::list(path))?;
+        let (properties, _charge) = self.qom.ask(Request::list(path))?.wait_charged()?;
         Ok(Listing::new(properties, &self.entries, |_| ROOT))
     }
 

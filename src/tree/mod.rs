@@ -206,6 +206,7 @@ impl Tree {
     ) -> Result<Found> {
         let mut inodes = self.inodes.lock();
         let Some(ino) = inodes.enter(parent, entry, reserved, size) else {
+            drop(inodes); // what is said to the log is said under no lock
             return Err(Error::refused(
                 libc::ENOMEM,
                 "the kernel holds too many files of this mount",
