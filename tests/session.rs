@@ -341,3 +341,21 @@ fn a_socket_in_a_deep_folder() {
         qemu.finish(SOON);
     }
 }
+
+#[test]
+fn a_socket_in_a_deep_folder_without_proc() {
+    let session = Session::new();
+    let server = ScriptedTree::new().serve();
+    let deep = session.dir().join("d".repeat(120));
+    std::fs::create_dir(&deep).expect("make a deep folder");
+    std::fs::rename(server.socket(), deep.join("q.sock")).expect("move the socket");
+    let script = format!("mount -t tmpfs none /proc; qom-fuse {}/q.sock mnt", quote(&deep));
+    let out = session.run(&format!(
+        "exec unshare --mount --propagation private bash -c {}",
+        quote(script)
+    ));
+    assert!(
+        out.status == 1 && out.stderr.contains("can only be reached where /proc is mounted"),
+        "{out}"
+    );
+}

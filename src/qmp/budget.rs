@@ -14,6 +14,8 @@ const MAX_TAKEN: usize = 64 << 20;
 /// How long those may be together that nobody waits for yet, in bytes, and each of them.
 const MAX_AHEAD: usize = 16 << 20;
 const MAX_ONE_AHEAD: usize = 2 << 20;
+/// The most values (array elements, object members) taken in one line.
+const MAX_VALUES: usize = 2 << 20;
 /// The most that one decoded value (an element, a member, a third of a property) takes, beside its text.
 const PER_VALUE: usize = 128;
 /// Shorter lines are not counted: there are at most as many as requests.
@@ -53,12 +55,17 @@ impl Budget {
     /// Charges for a line, waiting until there is room for it.
     ///
     /// # Errors
-    /// When there is none in time.
+    /// When there is none in time, or it has too many values in any case.
     pub fn charge(self: &Arc<Budget>, line: &[u8]) -> Result<Option<Charge>, Error> {
         if line.len() < MIN_COUNTED {
             return Ok(None);
         }
-        let weight = 2 * line.len() + PER_VALUE * count_values(line);
+        let values = count_values(line);
+        if values > MAX_VALUES {
+            let why = format!("{values} values in one line, at most {MAX_VALUES} are taken");
+            return Err(Error::Undecodable(why));
+        }
+        let weight = 2 * line.len() + PER_VALUE * values;
         self.take(weight)?;
         Ok(Some(Charge {
             budget: self.clone(),
@@ -165,6 +172,10 @@ mod tests {
         leaving.join().unwrap();
         let beside = budget.charge(&line(MAX_TAKEN / 4)).unwrap();
         assert_eq!(budget.spent.lock().taken, 2 * MIN_COUNTED + MAX_TAKEN / 2);
+        assert!(matches!(
+            budget.charge(&vec![b','; MAX_VALUES + 1]),
+            Err(Error::Undecodable(_))
+        ));
         drop((next, beside));
         assert_eq!(budget.spent.lock().taken, 0);
     }

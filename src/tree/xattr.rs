@@ -7,8 +7,8 @@ use super::error::Doing;
 use super::{Error, Ino, ROOT, Result, Tree, Wait};
 use crate::qom::{Description, Kind, Path, Property, Request};
 
-/// What the descriptions of types that are remembered may take, in bytes: a real QEMU has about 1,500 types,
-/// and says some KiB of each.
+/// What the descriptions of types that are remembered may take, in bytes, or those of one type alone: a real
+/// QEMU has about 1,500 types, and says some KiB of each.
 const MOST_REMEMBERED: usize = 16 << 20;
 
 type OfType = Arc<HashMap<String, Description>>;
@@ -138,12 +138,10 @@ impl Tree {
             descriptions.by_type.clear();
             descriptions.bytes = 0;
         }
-        if weight <= MOST_REMEMBERED {
-            descriptions.bytes += weight;
-            descriptions
-                .by_type
-                .insert(type_name.to_owned(), described.clone());
-        }
+        descriptions.bytes += weight;
+        descriptions
+            .by_type
+            .insert(type_name.to_owned(), described.clone());
         Ok(described)
     }
 }
