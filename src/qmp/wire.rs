@@ -176,10 +176,7 @@ fn parse_path(data: &RawValue) -> Option<String> {
 }
 
 /// Reads an object. What is none is not repeated in the error, as serde would: it may be long.
-///
-/// # Errors
-/// When it is no object, or lacks something.
-pub fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> serde_json::Result<T> {
+fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> serde_json::Result<T> {
     if raw.get().starts_with('{') {
         serde_json::from_str(raw.get())
     } else {

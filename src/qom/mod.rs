@@ -9,6 +9,7 @@ mod identity;
 mod path;
 mod property;
 mod requests;
+mod shape;
 mod value;
 
 pub use client::{Ask, Qom};

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use super::error::Error;
 use super::path::Path;
 use super::property::{Description, Property, Valued};
+use super::shape::Compound;
 use super::value::to_text;
-use crate::qmp::{self, object};
+use crate::qmp;
 
 /// A request whose reply decodes to a `T`.
 pub struct Request<T> {
@@ -54,23 +55,16 @@ impl From<RawProperty<'_>> for Property {
 /// The most properties that one object may have; real ones have some hundreds.
 const MOST_PROPERTIES: usize = 250_000;
 
-/// The members of a list as they are, at most so many as an object may have properties.
-fn members(text: &str) -> serde_json::Result<Vec<&RawValue>> {
-    if !text.starts_with('[') {
-        return Err(serde_json::Error::custom("no list"));
-    }
-    let members: Vec<&RawValue> = serde_json::from_str(text)?;
-    if members.len() > MOST_PROPERTIES {
-        return Err(serde_json::Error::custom(format_args!(
-            "{} properties in one object, at most {MOST_PROPERTIES} are taken",
-            members.len()
-        )));
-    }
-    Ok(members)
-}
+/// A list of properties.
+type Properties<'a> = Compound<Vec<Compound<RawProperty<'a>>>>;
 
-fn properties(text: &str) -> serde_json::Result<Vec<RawProperty<'_>>> {
-    members(text)?.into_iter().map(object).collect()
+fn check_count(properties: usize) -> serde_json::Result<()> {
+    if properties <= MOST_PROPERTIES {
+        return Ok(());
+    }
+    Err(serde_json::Error::custom(format_args!(
+        "{properties} properties in one object, at most {MOST_PROPERTIES} are taken"
+    )))
 }
 
 impl Request<Vec<Property>> {
@@ -80,8 +74,9 @@ impl Request<Vec<Property>> {
             bytes: qmp::request("qom-list", &json!({ "path": path.as_str() })),
             asked: format!("qom-list {path}"),
             decode: |text| {
-                let raw = properties(text)?;
-                Ok(raw.into_iter().map(Property::from).collect())
+                let Compound(raw): Properties<'_> = serde_json::from_str(text)?;
+                check_count(raw.len())?;
+                Ok(raw.into_iter().map(|p| p.0.into()).collect())
             },
         }
     }
@@ -129,23 +124,16 @@ fn decode_list_get(text: &str) -> serde_json::Result<Vec<Vec<Valued>>> {
     #[derive(Deserialize)]
     struct Object<'a> {
         #[serde(borrow)]
-        properties: &'a RawValue,
+        properties: Properties<'a>,
     }
-    let valued = |p: RawProperty<'_>| Valued {
+    let Compound(objects): Compound<Vec<Compound<Object<'_>>>> = serde_json::from_str(text)?;
+    check_count(objects.iter().map(|o| o.0.properties.0.len()).sum())?;
+    let valued = |Compound(p): Compound<RawProperty<'_>>| Valued {
         text: p.value.map(|raw| value_text(&p.name, raw)),
         property: p.into(),
     };
-    let mut left = MOST_PROPERTIES;
-    let of_object = |raw| {
-        let properties = properties(object::<Object<'_>>(raw)?.properties.get())?;
-        left = left.checked_sub(properties.len()).ok_or_else(|| {
-            serde_json::Error::custom(format_args!(
-                "more than {MOST_PROPERTIES} properties in one reply"
-            ))
-        })?;
-        Ok(properties.into_iter().map(valued).collect())
-    };
-    members(text)?.into_iter().map(of_object).collect()
+    let of_object = |o: Compound<Object<'_>>| o.0.properties.0.into_iter().map(valued).collect();
+    Ok(objects.into_iter().map(of_object).collect())
 }
 
 /// One value of many: a bad one must not spoil the others.
@@ -178,8 +166,9 @@ impl Request<HashMap<String, Description>> {
             bytes: qmp::request("qom-list-properties", &json!({ "typename": type_name })),
             asked: format!("qom-list-properties {type_name}"),
             decode: |text| {
-                let entry = |raw| {
-                    let info: Info<'_> = object(raw)?;
+                let Compound(infos): Compound<Vec<Compound<Info<'_>>>> = serde_json::from_str(text)?;
+                check_count(infos.len())?;
+                let entry = |Compound(info): Compound<Info<'_>>| {
                     let default = info.default.map(|raw| to_text(raw.get())).transpose()?;
                     let description = Description {
                         description: info.description.filter(|text| is_short(text)),
@@ -187,7 +176,7 @@ impl Request<HashMap<String, Description>> {
                     };
                     Ok((info.name, description))
                 };
-                members(text)?.into_iter().map(entry).collect()
+                infos.into_iter().map(entry).collect()
             },
         }
     }
@@ -217,7 +206,7 @@ impl Request<Option<String>> {
 }
 
 fn text_member(text: &str, name: &str) -> serde_json::Result<Option<String>> {
-    let object: HashMap<Cow<'_, str>, &RawValue> = object(serde_json::from_str(text)?)?;
+    let Compound(object): Compound<HashMap<Cow<'_, str>, &RawValue>> = serde_json::from_str(text)?;
     let member = object
         .get(name)
         .map(|raw| serde_json::from_str::<String>(raw.get()));
