@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use parking_lot::{Condvar, Mutex};
 
-use super::pidfd::PidFd;
+use super::pidfd::Process;
 use super::process::hide_monitor;
 use crate::qmp::{self, Monitor};
 
@@ -31,12 +32,12 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Machine(Arc<Processes>);
 
 struct Processes {
-    command: PidFd,
+    command: Process,
     /// Of the command, once it has ended.
     status: Mutex<Option<u8>>,
     ended: Condvar,
     /// The process that speaks at the monitor, once it has spoken.
-    qemu: OnceLock<PidFd>,
+    qemu: OnceLock<Process>,
 }
 
 /// A command that could not be started, and the exit status that shells give for that.
@@ -57,6 +58,7 @@ impl StartError {
         }
     }
 }
+
 /// Starts QEMU with one end of a socket pair as its monitor, and returns the other end. QEMU keeps the
 /// terminal and everything else that we have.
 ///
@@ -76,45 +78,45 @@ pub fn start(command: &[OsString]) -> Result<(Machine, UnixStream), StartError> 
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     // So that what QEMU sends tells which process it is.
     setsockopt(&ours, sockopt::PassCred, &true).map_err(|e| failed(e.into()))?;
-    let inherited = theirs.as_raw_fd();
+    let monitor = theirs.as_raw_fd();
     let mut process = Command::new(program);
     process
         .args(arguments)
-        .args(["-chardev", &format!("socket,id=qom-fuse,fd={inherited}")])
+        .args(["-chardev", &format!("socket,id=qom-fuse,fd={monitor}")])
         // The same as `-mon chardev=qom-fuse,mode=control`, of which QEMU 11.1 complains.
         .args(["-qmp", "chardev:qom-fuse"]);
     hide_monitor(&mut process);
-    // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
+    // SAFETY: between fork and exec only functions are called that are async-signal-safe.
     unsafe {
-        process.pre_exec(move || match libc::fcntl(inherited, libc::F_SETFD, 0) {
+        process.pre_exec(move || match libc::fcntl(monitor, libc::F_SETFD, 0) {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         });
     }
+    // Before there is a command: nothing may fail after that and leave it alone.
+    let (started, awaited) = channel::<(Child, Arc<Processes>)>();
+    let wait = move || {
+        let Ok((mut child, processes)) = awaited.recv() else {
+            return;
+        };
+        let status = child.wait().map_or(1, status_of);
+        *processes.status.lock() = Some(status);
+        processes.ended.notify_all();
+    };
+    let spawned = thread::Builder::new().name("command".into()).spawn(wait);
+    spawned.map_err(failed)?;
     let child = process.spawn().map_err(failed)?;
-    drop(theirs);
-    let machine = Machine::watch(child).map_err(failed)?;
-    Ok((machine, ours))
+    let processes = Arc::new(Processes {
+        command: Process::of(i32::try_from(child.id()).unwrap_or(i32::MAX)),
+        status: Mutex::default(),
+        ended: Condvar::new(),
+        qemu: OnceLock::new(),
+    });
+    let _ = started.send((child, processes.clone()));
+    Ok((Machine(processes), ours))
 }
 
 impl Machine {
-    fn watch(mut child: Child) -> io::Result<Machine> {
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        let processes = Arc::new(Processes {
-            command: PidFd::open(pid)?,
-            status: Mutex::default(),
-            ended: Condvar::new(),
-            qemu: OnceLock::new(),
-        });
-        let tell = processes.clone();
-        thread::Builder::new().name("command".into()).spawn(move || {
-            let status = child.wait().map_or(1, status_of);
-            *tell.status.lock() = Some(status);
-            tell.ended.notify_all();
-        })?;
-        Ok(Machine(processes))
-    }
-
     /// Waits until QEMU speaks at its monitor or hangs up, and learns which process it is. False when
     /// it does neither within `limit`, or before something else needs to be done.
     pub fn meet(&self, monitor: &UnixStream, limit: Duration, interrupted: impl Fn() -> bool) -> bool {
@@ -123,7 +125,8 @@ impl Machine {
         while Instant::now() < until && !interrupted() {
             let mut fds = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
             if matches!(poll(&mut fds, look), Ok(n) if n > 0) {
-                if let Some(process) = sender(monitor).and_then(|pid| PidFd::open(pid).ok()) {
+                let process = sender(monitor).map(Process::of);
+                if let Some(process) = process.filter(|process| !process.ends_within(Duration::ZERO)) {
                     let _ = self.0.qemu.set(process);
                 }
                 return true;
@@ -133,7 +136,7 @@ impl Machine {
     }
 
     /// The process that is to be ended, and to be waited for: the command if no other is known.
-    fn qemu(&self) -> &PidFd {
+    fn qemu(&self) -> &Process {
         self.0.qemu.get().unwrap_or(&self.0.command)
     }
 
@@ -227,8 +230,8 @@ mod tests {
     #[test]
     fn statuses() {
         let run = |script: &str| {
-            let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
-            let machine = Machine::watch(child).unwrap();
+            let command = ["sh", "-c", script].map(OsString::from);
+            let (machine, _monitor) = start(&command).unwrap();
             machine.wait_for(Duration::from_secs(10)).unwrap()
         };
         assert_eq!(run("exit 7"), 7);

@@ -1,28 +1,41 @@
-//! A process that cannot be taken for another one that gets its number later.
+//! A process that is not taken for another one that gets its number later.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-/// A process, running or ended (Linux 5.3).
+/// How often a process without a descriptor is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A process, running or ended.
 #[derive(Debug)]
-pub struct PidFd(OwnedFd);
+pub struct Process {
+    pid: Pid,
+    /// None before Linux 5.3, and where a container's rules refuse it.
+    fd: Option<OwnedFd>,
+    /// Without a descriptor: when it started, which tells it from a later one of its number.
+    started: Option<u64>,
+}
 
-impl PidFd {
-    /// # Errors
-    /// When there is no such process, or the kernel is too old.
-    pub fn open(pid: i32) -> io::Result<PidFd> {
+impl Process {
+    /// The process that has this number now.
+    pub fn of(pid: i32) -> Process {
         // SAFETY: a plain system call.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let fd = RawFd::try_from(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).unwrap_or(-1);
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-        Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) });
+        Process {
+            pid: Pid::from_raw(pid),
+            started: if fd.is_none() { start_time(pid) } else { None },
+            fd,
+        }
     }
 
     /// Waits for the end of the process, at most for `limit`; true when it has ended.
@@ -30,15 +43,30 @@ impl PidFd {
         let until = Instant::now() + limit;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            // Rounded up, or the last millisecond would be spent in a busy loop.
-            let wait = left + Duration::from_micros(999);
-            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-            let timeout = PollTimeout::try_from(wait.as_millis()).unwrap_or(PollTimeout::MAX);
-            match poll(&mut fds, timeout) {
-                Ok(0) | Err(_) if left.is_zero() => return false,
-                Ok(n) if n > 0 => return true,
-                _ => {}
+            let ended = match &self.fd {
+                Some(fd) => {
+                    // Rounded up, or the last millisecond would be spent in a busy loop.
+                    let wait = left + Duration::from_micros(999);
+                    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+                    let timeout = PollTimeout::try_from(wait.as_millis()).unwrap_or(PollTimeout::MAX);
+                    matches!(poll(&mut fds, timeout), Ok(n) if n > 0)
+                }
+                None => self.has_ended(),
+            };
+            if ended || left.is_zero() {
+                return ended;
             }
+            if self.fd.is_none() {
+                thread::sleep(left.min(LOOK));
+            }
+        }
+    }
+
+    /// Looks by its number. Without /proc, a later process of that number is taken for it.
+    fn has_ended(&self) -> bool {
+        match self.started {
+            Some(started) => start_time(self.pid.as_raw()) != Some(started),
+            None => kill(self.pid, None) == Err(Errno::ESRCH),
         }
     }
 
@@ -47,16 +75,34 @@ impl PidFd {
     /// # Errors
     /// When we may not.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let (fd, number) = (self.0.as_raw_fd(), signal as i32);
-        // SAFETY: a plain system call; without further information, as kill(2) sends it.
-        let sent =
-            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, std::ptr::null::<()>(), 0) };
-        match io::Error::last_os_error() {
-            _ if sent == 0 => Ok(()),
-            e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-            e => Err(e),
+        if self.ends_within(Duration::ZERO) {
+            return Ok(());
+        }
+        if let Some(fd) = &self.fd {
+            let (fd, number) = (fd.as_raw_fd(), signal as i32);
+            // SAFETY: a plain system call; without further information, as kill(2) sends it.
+            let sent =
+                unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, std::ptr::null::<()>(), 0) };
+            if sent == 0 {
+                return Ok(());
+            }
+        }
+        match kill(self.pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(e) => Err(e.into()),
         }
     }
+}
+
+/// When a process started, in the kernel's ticks; `None` for one that has ended.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may be anything.
+    let rest = String::from_utf8_lossy(&stat);
+    let mut fields = rest.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    let started = fields.nth(18)?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(started)
 }
 
 #[cfg(test)]
@@ -66,13 +112,19 @@ mod tests {
 
     #[test]
     fn a_process_from_its_life_to_its_end() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = PidFd::open(child.id() as i32).unwrap();
-        assert!(!process.ends_within(Duration::ZERO) && !process.ends_within(Duration::from_millis(20)));
-        process.signal(Signal::SIGKILL).unwrap();
-        assert!(process.ends_within(Duration::from_secs(10)));
-        child.wait().unwrap();
-        assert!(process.ends_within(Duration::ZERO));
-        process.signal(Signal::SIGKILL).unwrap();
+        for with_descriptor in [true, false] {
+            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+            let mut process = Process::of(child.id() as i32);
+            if !with_descriptor {
+                (process.fd, process.started) = (None, start_time(child.id() as i32));
+                assert!(process.started.is_some());
+            }
+            assert!(!process.ends_within(Duration::ZERO) && !process.ends_within(Duration::from_millis(20)));
+            process.signal(Signal::SIGKILL).unwrap();
+            assert!(process.ends_within(Duration::from_secs(10)));
+            child.wait().unwrap();
+            assert!(process.ends_within(Duration::ZERO));
+            process.signal(Signal::SIGKILL).unwrap();
+        }
     }
 }
