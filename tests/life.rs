@@ -182,18 +182,18 @@ fn a_killed_daemon_leaves_no_dead_mount() {
 }
 
 #[test]
-fn without_its_guard_a_mount_serves_and_ends_as_ever() {
+fn without_its_watchdog_a_mount_serves_and_ends_as_ever() {
     let qemu = Qemu::start(Which::Old, "none", &[]);
     for foreground in [false, true] {
         let mount = mount(&qemu, foreground, &[]);
-        let guard = mount.guard();
-        signal(guard as i32, libc::SIGKILL);
+        let watchdog = mount.watchdog();
+        signal(watchdog as i32, libc::SIGKILL);
         let gone = || {
-            fs::read(format!("/proc/{guard}/cmdline"))
+            fs::read(format!("/proc/{watchdog}/cmdline"))
                 .unwrap_or_default()
                 .is_empty()
         };
-        assert!(wait_until(SOON, gone), "the guard outlived SIGKILL");
+        assert!(wait_until(SOON, gone), "the watchdog outlived SIGKILL");
         assert_eq!(
             read_file(mount.join("machine/type")).as_deref(),
             Ok(b"none-machine\n".as_slice())
@@ -209,18 +209,18 @@ fn without_its_guard_a_mount_serves_and_ends_as_ever() {
 
 /// The kernel gives a mount the number of one that has just gone. Whoever ends late must not take that one away.
 #[track_caller]
-fn ends_late(guarded: bool) {
+fn ends_late(watched: bool) {
     let qemus = [
         Qemu::start(Which::Old, "none", &[]),
         Qemu::start(Which::Old, "none", &[]),
     ];
     for _ in 0..3 {
         let old = mount(&qemus[0], false, &[]);
-        let (pid, guard) = (old.pid(), old.guard());
+        let (pid, watchdog) = (old.pid(), old.watchdog());
         // Held up between its unmounting and what it does about that.
-        let late = if guarded { guard } else { pid };
+        let late = if watched { watchdog } else { pid };
         signal(late as i32, libc::SIGSTOP);
-        if guarded {
+        if watched {
             signal(pid as i32, libc::SIGKILL);
         }
         sh(&format!("fusermount3 -uz {}", quote(old.path()))).ok();
@@ -242,7 +242,7 @@ fn a_daemon_that_ends_late_leaves_other_mounts_alone() {
 }
 
 #[test]
-fn a_guard_that_is_late_leaves_other_mounts_alone() {
+fn a_watchdog_that_is_late_leaves_other_mounts_alone() {
     ends_late(true);
 }
 

@@ -1,6 +1,5 @@
 //! The kernel's caches, and making it forget.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,18 +7,18 @@ use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
 use fuser::{INodeNo, Notifier};
 
+use super::device::detach_thread;
 use super::{End, spawn};
 use crate::tree::{Ino, Kernel};
 
 /// Messages that may wait to be carried out.
 const WAITING: usize = 1024;
 
-/// What is to be forgotten in a directory.
-enum Forget {
-    /// The name, and what it stands for.
-    Gone(Ino, String),
-    /// For how long these names hold.
-    Expired(Ino, Vec<Arc<str>>),
+/// Names of a directory: gone, and what they stand for with them, or only to be looked up again.
+struct Forget {
+    parent: Ino,
+    files: Vec<Arc<str>>,
+    gone: bool,
 }
 
 /// Tells the kernel what it should no longer believe.
@@ -35,20 +34,13 @@ impl KernelCaches {
     /// When no thread can be started.
     pub fn new(notifier: Notifier, device: OwnedFd, ends: &Sender<End>) -> io::Result<KernelCaches> {
         let (names, waiting) = sync_channel::<Forget>(WAITING);
-        let (carried_out, mut device) = (notifier.clone(), File::from(device));
         // On a thread of its own: the kernel waits until nothing else happens in the directory.
         spawn("forgetter", ends, move || {
-            for forget in waiting {
-                match forget {
-                    Forget::Gone(parent, file) => {
-                        let _ = carried_out.inval_entry(INodeNo(parent), file.as_ref());
-                    }
-                    Forget::Expired(parent, files) => {
-                        for file in files {
-                            // In one write, as the kernel wants it; it refuses a name that it does not have.
-                            let _ = device.write(&expiry(parent, &file));
-                        }
-                    }
+            let mut device = detach_thread(device);
+            for Forget { parent, files, gone } in waiting {
+                for file in files {
+                    // In one write, as the kernel wants it; it refuses a name that it does not have.
+                    let _ = device.write(&invalidation(parent, &file, gone));
                 }
             }
         })?;
@@ -70,19 +62,28 @@ impl Kernel for KernelCaches {
 
     fn entry_gone(&self, parent: Ino, file: &str) {
         // If there are too many, the kernel forgets the rest when their time is up.
-        let _ = self.names.try_send(Forget::Gone(parent, file.to_owned()));
+        let _ = self.names.try_send(Forget {
+            parent,
+            files: vec![file.into()],
+            gone: true,
+        });
     }
 
     fn entries_expired(&self, parent: Ino, files: Vec<Arc<str>>) {
-        let _ = self.names.try_send(Forget::Expired(parent, files));
+        let _ = self.names.try_send(Forget {
+            parent,
+            files,
+            gone: false,
+        });
     }
 }
 
-/// FUSE_NOTIFY_INVAL_ENTRY with FUSE_EXPIRE_ONLY, which fuser does not have. Without that flag, the kernel
-/// would throw out whole trees, and the working directories of processes with them.
-fn expiry(parent: Ino, file: &str) -> Vec<u8> {
+/// FUSE_NOTIFY_INVAL_ENTRY, for what is not gone with FUSE_EXPIRE_ONLY, which fuser does not have. Without
+/// that flag, the kernel throws out whole trees, and the working directories of processes with them.
+fn invalidation(parent: Ino, file: &str, gone: bool) -> Vec<u8> {
     const NOTIFY_INVAL_ENTRY: u32 = 3;
     const EXPIRE_ONLY: u32 = 1;
+    let flags = if gone { 0 } else { EXPIRE_ONLY };
     let header = size_of::<[u32; 2]>() + size_of::<[u64; 2]>() + size_of::<[u32; 2]>();
     let length = header + file.len() + 1;
     let mut message = Vec::with_capacity(length);
@@ -92,7 +93,7 @@ fn expiry(parent: Ino, file: &str) -> Vec<u8> {
     message.extend(0u64.to_ne_bytes());
     message.extend(parent.to_ne_bytes());
     message.extend((file.len() as u32).to_ne_bytes());
-    message.extend(EXPIRE_ONLY.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend(file.as_bytes());
     message.push(0);
     message

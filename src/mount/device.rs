@@ -1,12 +1,10 @@
-//! The mount itself: /dev/fuse, mount(2) or fusermount3, and undoing it.
+//! The mount itself: /dev/fuse, mount(2) or fusermount3.
 //!
-//! Done here and not by fuser, whose unmount takes away whatever is mounted at the path, be it
-//! ours or not, and whose mount(2) does not show the type `fuse.qom-fuse`.
+//! Done here and not by fuser, whose mount(2) does not show the type `fuse.qom-fuse`.
 
-use std::ffi::CString;
-use std::fs::{self, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -15,14 +13,18 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::mountinfo::{Line, mount_lines};
-use super::process::hide_monitor;
+use log::debug;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::unistd::{geteuid, getgid, getuid};
+use nix::unistd::{getgid, getuid};
 
-const DEVICE: &str = "/dev/fuse";
+use super::mounted::{Mounted, take_away};
+use super::mountinfo::mount_lines;
+use super::process::{close_all_but, hide_monitor};
+
+/// Makes a second connection to what a first one, whose number it reads, is connected to (Linux 4.2).
+const FUSE_DEV_IOC_CLONE: libc::Ioctl = libc::_IOR::<u32>(229, 0);
 
 /// The most that one request reads, in bytes. For each, the kernel pins as much of the reader's buffer, be it
 /// filled or not, and `grep` and `cat` come with 96 or 128 KiB for values of a few bytes.
@@ -47,17 +49,6 @@ pub struct Options {
     pub no_atime: bool,
 }
 
-/// A mount of ours. The kernel gives the plain id and the device number of a mount that is gone
-/// to the next one at once, so both together are still no proof; the unique id (Linux 6.8) is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mounted {
-    pub id: u64,
-    pub unique: Option<u64>,
-    /// Major and minor of the filesystem.
-    pub device: String,
-    pub point: PathBuf,
-}
-
 /// Mounts at an existing directory and gives the connection to the kernel.
 ///
 /// # Errors
@@ -65,7 +56,7 @@ pub struct Mounted {
 pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> {
     // Two that start at once must not both find the place free: the lower one could never be
     // taken away before the upper one. The lock is on the directory, and gone with this call.
-    let place = fs::File::open(point);
+    let place = File::open(point);
     if let Ok(place) = &place {
         lock(place)?;
     }
@@ -77,27 +68,28 @@ pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> 
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => by_fusermount(point, options)?,
         other => other?,
     };
-    let line = mount_lines()?
-        .into_iter()
-        .rfind(|line| line.point == point && line.fs_type.starts_with("fuse"))
-        .ok_or_else(|| io::Error::other("mounted, but it is not in /proc/self/mountinfo"))?;
-    let mounted = Mounted {
-        id: line.id,
-        unique: unique_id(&line.point),
-        device: line.device,
-        point: line.point,
-    };
-    Ok((device, mounted))
+    match Mounted::at(point) {
+        Ok(mounted) => Ok((device, mounted)),
+        Err(e) => {
+            // Nobody else could tell what to take away.
+            let _ = take_away(point, MntFlags::empty());
+            Err(e)
+        }
+    }
 }
 
 /// Locks a mount point, which others hold only as long as it takes to mount, unless somebody else has
 /// locked it for his own ends (`flock mnt qom-fuse …`).
-fn lock(place: &fs::File) -> io::Result<()> {
+fn lock(place: &File) -> io::Result<()> {
     let until = Instant::now() + LOCK_WAITS;
     loop {
         match place.try_lock() {
             Ok(()) => return Ok(()),
-            Err(TryLockError::Error(e)) => return Err(e),
+            // Some network filesystems know no locks, and a mount can do without.
+            Err(TryLockError::Error(e)) => {
+                debug!("cannot lock the mount point: {e}");
+                return Ok(());
+            }
             Err(TryLockError::WouldBlock) if Instant::now() < until => {
                 thread::sleep(Duration::from_millis(10));
             }
@@ -119,19 +111,40 @@ pub fn is_mount_of(point: &Path, fs_type: &str) -> bool {
     })
 }
 
+fn open_device() -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    Ok(device.into())
+}
+
+/// The connection to the kernel for a thread that may have to wait in it until requests are answered: one of
+/// its own, in a table of descriptors of its own. The kernel ends the requests that were read from a connection
+/// when nobody has that open any more. So the end of the process, whatever brings it about, ends what such a
+/// thread waits for; with a table that it shares, it would keep the other connection open meanwhile.
+pub fn detach_thread(device: OwnedFd) -> File {
+    // SAFETY: a plain system call.
+    if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
+        return device.into();
+    }
+    // Not closed but by this thread's own table: it stays open in the others'.
+    let shared = device.into_raw_fd();
+    let own = open_device().ok().filter(|own| {
+        // SAFETY: it reads a number that lives as long as the call.
+        unsafe { libc::ioctl(own.as_raw_fd(), FUSE_DEV_IOC_CLONE, &(shared as u32)) == 0 }
+    });
+    let own = own.map_or(shared, IntoRawFd::into_raw_fd);
+    close_all_but(0, own);
+    // SAFETY: the one descriptor that this thread has left, and it owns it.
+    unsafe { File::from_raw_fd(own) }
+}
+
 fn direct(point: &Path, options: &Options) -> io::Result<OwnedFd> {
-    let device: OwnedFd = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => io::Error::new(
-                e.kind(),
-                "there is no /dev/fuse (try: modprobe fuse; in a container, --device /dev/fuse)",
-            ),
-            _ => e,
-        })?
-        .into();
+    let device = open_device().map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => io::Error::new(
+            e.kind(),
+            "there is no /dev/fuse (try: modprobe fuse; in a container, --device /dev/fuse)",
+        ),
+        _ => e,
+    })?;
     let mut data = format!(
         "fd={},rootmode={:o},user_id={},group_id={},max_read={MAX_READ}",
         device.as_raw_fd(),
@@ -221,10 +234,17 @@ fn by_fusermount(point: &Path, options: &Options) -> io::Result<OwnedFd> {
     if let Some(stderr) = &mut child.stderr {
         let _ = stderr.take(64 << 10).read_to_string(&mut said);
     }
-    let status = child.wait()?;
+    let status = child.wait();
     match device {
-        Some(device) if status.success() => Ok(device),
-        _ => Err(io::Error::other(format!("fusermount3 failed: {}", said.trim()))),
+        // It is sent once it is mounted.
+        Some(device) => Ok(device),
+        None if status.is_ok_and(|status| status.success()) => {
+            let _ = take_away(point, MntFlags::empty());
+            Err(io::Error::other(
+                "no descriptor is left for the connection to the kernel",
+            ))
+        }
+        None => Err(io::Error::other(format!("fusermount3 failed: {}", said.trim()))),
     }
 }
 
@@ -250,93 +270,6 @@ fn receive_descriptor(socket: &UnixStream) -> Option<OwnedFd> {
     let device = descriptors.next()?;
     // SAFETY: the kernel has just installed this descriptor for us, and nobody else knows it.
     Some(unsafe { OwnedFd::from_raw_fd(device) })
-}
-
-impl Mounted {
-    /// Takes the mount away, from under whoever still sits in it if need be. A mount that is
-    /// not ours is left alone, at whatever place it is.
-    ///
-    /// # Errors
-    /// Why it is still there.
-    pub fn unmount(&self) -> io::Result<()> {
-        self.take_away(MntFlags::empty())
-    }
-
-    /// The same after the daemon died: cuts the connection first, for a thread of it may wait in the kernel
-    /// for a caller who waits for it. Who waits for an answer gets ECONNABORTED.
-    ///
-    /// # Errors
-    /// Why it is still there.
-    pub fn unmount_dead(&self) -> io::Result<()> {
-        // For who is not root, if fusectl is mounted; its directories are named after the filesystem.
-        if let Some((_, minor)) = self.device.split_once(':')
-            && self.is_there()
-        {
-            let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
-        }
-        self.take_away(MntFlags::MNT_FORCE)
-    }
-
-    fn take_away(&self, how: MntFlags) -> io::Result<()> {
-        let lines = mount_lines()?;
-        let Some(ours) = lines.iter().find(|line| self.is(line)) else {
-            return Ok(());
-        };
-        let top = lines.iter().rfind(|line| line.point == ours.point);
-        if top.is_some_and(|line| line.id != self.id) {
-            return Err(io::Error::other("another filesystem is mounted over it"));
-        }
-        if self.unique.is_some() && self.unique != unique_id(&ours.point) {
-            return Ok(());
-        }
-        let how = how | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        match nix::mount::umount2(&ours.point, how) {
-            Ok(()) => Ok(()),
-            Err(_) if !geteuid().is_root() => {
-                let done = hide_monitor(&mut Command::new("fusermount3"))
-                    .args(["-u", "-z", "--"])
-                    .arg(&ours.point)
-                    .stdin(Stdio::null())
-                    .output()?;
-                if done.status.success() || !self.is_there() {
-                    return Ok(());
-                }
-                Err(io::Error::other(
-                    String::from_utf8_lossy(&done.stderr).trim().to_owned(),
-                ))
-            }
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    fn is_there(&self) -> bool {
-        mount_lines().is_ok_and(|lines| lines.iter().any(|line| self.is(line)))
-    }
-
-    fn is(&self, line: &Line) -> bool {
-        line.id == self.id && line.device == self.device && line.fs_type.starts_with("fuse")
-    }
-}
-
-/// The id of the mount at a path that no other mount ever has; `None` before Linux 6.8.
-fn unique_id(point: &Path) -> Option<u64> {
-    const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
-    let path = CString::new(point.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zero is a valid statx, which the call fills; the path ends with a NUL. What
-    // the kernel has cached will do: the filesystem itself is not asked.
-    let (result, found) = unsafe {
-        let mut found: libc::statx = std::mem::zeroed();
-        let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC | libc::AT_SYMLINK_NOFOLLOW;
-        let result = libc::statx(
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            flags,
-            STATX_MNT_ID_UNIQUE,
-            &mut found,
-        );
-        (result, found)
-    };
-    (result == 0 && found.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(found.stx_mnt_id)
 }
 
 /// A mount point from the command line, absolute and without links.

@@ -1,19 +1,14 @@
 //! The end of a mount: what brings it about, and what is done then.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
-use super::device::Mounted;
 use super::machine::Machine;
 use crate::qmp::{Closed, Monitor, printable};
 use crate::tree::Tree;
@@ -49,29 +44,6 @@ pub(super) fn spawn(
         .map(drop)
 }
 
-/// Signals that end the mount: those that whoever started us did not have ignored, as `nohup` has
-/// SIGHUP and a shell SIGINT of what it runs in the background. QEMU inherits that.
-///
-/// # Errors
-/// When they cannot be handled.
-pub(super) fn watch_signals(ends: Sender<End>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| !is_ignored(*s)))?;
-    spawn("signals", &ends.clone(), move || {
-        for signal in &mut signals {
-            let _ = ends.send(End::Signal(signal));
-        }
-    })
-}
-
-fn is_ignored(signal: i32) -> bool {
-    let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: without a new action, sigaction only fills in the present one, if it succeeds.
-    unsafe {
-        libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) == 0
-            && action.assume_init().sa_sigaction == libc::SIG_IGN
-    }
-}
-
 /// Notices a machine that ends and whose monitor stays open, since something else that its command
 /// started has inherited it.
 ///
@@ -85,8 +57,8 @@ pub(super) fn watch_machine(machine: &Machine, tree: &Arc<Tree>, ends: &Sender<E
         let until = Instant::now() + Duration::from_secs(1);
         while !monitor.is_closed() {
             if Instant::now() > until {
-                warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
-                return monitor.hang_up();
+                monitor.hang_up();
+                return warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
             }
             thread::sleep(LOOK);
         }
@@ -94,24 +66,18 @@ pub(super) fn watch_machine(machine: &Machine, tree: &Arc<Tree>, ends: &Sender<E
 }
 
 /// Waits for the first reason to end, unmounts, and says what the exit status is: that of the
-/// machine if we started it.
+/// machine if we started it. What there is to say is said once it is unmounted.
 pub(super) fn wait_for_end(
     ended: &Receiver<End>,
-    mounted: &Mounted,
+    unmount: impl FnOnce() -> io::Result<()>,
     source: &str,
     machine: Option<&Machine>,
     monitor: &Monitor,
 ) -> u8 {
     let source = printable(source);
-    let mut machine_status = None;
-    let mut unmounted = Ok(());
-    let mut unmount = || {
-        unmounted = mounted.unmount();
-        if let Err(e) = &unmounted {
-            error!("cannot unmount {}: {e}", mounted.point.display());
-        }
-    };
     let mut ends: Vec<End> = ended.recv().into_iter().chain(ended.try_iter()).collect();
+    // By somebody else, or only its connection was cut, which leaves a dead mount: then there is something to do.
+    let unmounted = unmount();
     let signalled = ends.iter().any(|end| matches!(end, End::Signal(_)));
     // Several may have happened: then the kernel's word decides.
     let decisive = ends.iter().position(|end| matches!(end, End::Unmounted(Ok(()))));
@@ -119,46 +85,36 @@ pub(super) fn wait_for_end(
     let status = match end {
         Some(End::Signal(signal)) => {
             info!("signal {signal}: unmounting {source}");
-            machine_status = machine.map(|machine| machine.end(monitor));
-            unmount();
             0
         }
         Some(End::Unmounted(Ok(()))) => {
             info!("{source} was unmounted");
-            // By somebody else, or only its connection was cut, which leaves a dead mount.
-            unmount();
             0
         }
         Some(End::Unmounted(Err(e))) => {
             error!("the connection to the kernel failed: {e}");
-            unmount();
             1
         }
         Some(End::Lost(why)) if why.is_orderly() => {
             warn!("{why}; unmounting {source}");
-            unmount();
             0
         }
         Some(End::Lost(why)) => {
             error!("{why}; unmounting {source}");
-            unmount();
             1
         }
         Some(End::Broken(thread)) => {
             error!("internal error in the thread '{thread}'; unmounting {source}");
-            unmount();
             1
         }
         None => 1,
     };
+    if let Err(e) = &unmounted {
+        error!("cannot unmount {e}");
+    }
     match machine {
-        Some(machine) => machine_status.unwrap_or_else(|| {
-            if signalled {
-                machine.end(monitor)
-            } else {
-                outlive(machine, ended, monitor)
-            }
-        }),
+        Some(machine) if signalled => machine.end(monitor),
+        Some(machine) => outlive(machine, ended, monitor),
         None if unmounted.is_err() => 1,
         None => status,
     }

@@ -19,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::pidfd::Process;
 use super::process::hide_monitor;
+use super::signals::Inherited;
 use crate::qmp::{self, Monitor};
 
 /// How long QEMU has to end after each thing that is said to it.
@@ -60,11 +61,11 @@ impl StartError {
 }
 
 /// Starts QEMU with one end of a socket pair as its monitor, and returns the other end. QEMU keeps the
-/// terminal and everything else that we have.
+/// terminal and everything else that we have, and gets the signals as we got them.
 ///
 /// # Errors
 /// When the command cannot be started.
-pub fn start(command: &[OsString]) -> Result<(Machine, UnixStream), StartError> {
+pub fn start(command: &[OsString], inherited: Inherited) -> Result<(Machine, UnixStream), StartError> {
     let failed = |source| StartError {
         program: command
             .first()
@@ -89,7 +90,7 @@ pub fn start(command: &[OsString]) -> Result<(Machine, UnixStream), StartError> 
     // SAFETY: between fork and exec only functions are called that are async-signal-safe.
     unsafe {
         process.pre_exec(move || match libc::fcntl(monitor, libc::F_SETFD, 0) {
-            0 => Ok(()),
+            0 => inherited.restore(),
             _ => Err(io::Error::last_os_error()),
         });
     }
@@ -229,19 +230,23 @@ mod tests {
 
     #[test]
     fn statuses() {
+        let inherited = Inherited::take().unwrap();
         let run = |script: &str| {
             let command = ["sh", "-c", script].map(OsString::from);
-            let (machine, _monitor) = start(&command).unwrap();
+            let (machine, _monitor) = start(&command, inherited).unwrap();
             machine.wait_for(Duration::from_secs(10)).unwrap()
         };
         assert_eq!(run("exit 7"), 7);
         assert_eq!(run("kill -TERM $$"), 128 + 15);
-        let missing = start(&["/nonexistent/qemu".into()]).err().unwrap();
+        let missing = start(&["/nonexistent/qemu".into()], inherited).err().unwrap();
         assert_eq!(missing.status(), 127);
         assert!(
             missing.to_string().contains("cannot run /nonexistent/qemu"),
             "{missing}"
         );
-        assert_eq!(start(&["/dev/null".into()]).err().unwrap().status(), 126);
+        assert_eq!(
+            start(&["/dev/null".into()], inherited).err().unwrap().status(),
+            126
+        );
     }
 }

@@ -4,23 +4,27 @@ mod caches;
 mod device;
 mod end;
 mod machine;
+mod mounted;
 mod mountinfo;
 mod pidfd;
 mod process;
+mod signals;
+mod watchdog;
 
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use fuser::{Session, SessionACL};
 use log::{info, warn};
-use nix::unistd::{getgid, getuid};
+use nix::unistd::{Pid, getgid, getpid, getuid};
 
 use crate::cli::{Config, Wanted};
 use crate::fuse::{Fuse, THREADS};
@@ -30,9 +34,11 @@ use crate::qmp::{Address, Closed, ConnectError, Monitor, Notice, printable};
 use crate::qom::{Identity, Qom};
 use crate::tree::{Settings, Tree};
 use caches::KernelCaches;
-use device::{Mounted, Options};
-use end::{End, spawn, wait_for_end, watch_machine, watch_signals};
+use device::Options;
+use end::{End, spawn, wait_for_end, watch_machine};
 use machine::Machine;
+use signals::{Inherited, end_at_once, watch_signals};
+use watchdog::Watchdog;
 
 /// How long the last requests have to be answered when the mount ends.
 const LAST_REPLIES: Duration = Duration::from_secs(1);
@@ -85,6 +91,7 @@ impl Error {
 /// Before the mount answers; nothing is left of it then.
 pub fn run(config: Config) -> Result<u8, Error> {
     let system = |what| move |source| Error::System { what, source };
+    let inherited = Inherited::take().map_err(system("cannot handle signals"))?;
     let shown = config.mount_point.display().to_string();
     let point = device::check_point(&config.mount_point).map_err(|source| Error::MountPoint {
         point: shown.clone(),
@@ -100,15 +107,18 @@ pub fn run(config: Config) -> Result<u8, Error> {
     };
     let owns_machine = matches!(config.machine, Wanted::Command(_));
     let in_background = !config.foreground && !owns_machine;
+    let connecting = Arc::new(AtomicBool::new(true));
+    if getpid() == Pid::from_raw(1) && !owns_machine {
+        end_at_once(&connecting).map_err(system("cannot handle signals"))?;
+    }
     let readiness = if in_background {
         Some(process::daemonize().map_err(system("cannot go to the background"))?)
     } else {
         None
     };
-    let guard_log = log_file.clone();
-    let mut guard =
-        process::start_guard(move || direct_log(in_background, guard_log.as_deref()).unwrap_or_default())
-            .map_err(system("cannot start a process"))?;
+    let log_of_watchdog = log_file.clone();
+    let open_log = move || direct_log(in_background, log_of_watchdog.as_deref()).unwrap_or_default();
+    let mut watchdog = Watchdog::start(open_log).map_err(system("cannot start a process"))?;
 
     let (ends, ended) = channel();
     let (notices, heard) = channel();
@@ -117,56 +127,76 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if owns_machine {
         watch()?;
     }
-    let (tree, machine) = connect(&config, notices, &ended, settings(&config, &point))?;
+    let (tree, machine) = connect(&config, inherited, notices, &ended, settings(&config, &point))?;
     if !owns_machine {
         watch()?;
+        connecting.store(false, Ordering::Relaxed);
     }
+    let monitor = tree.qom().monitor();
     let give_up = || {
         if let Some(machine) = &machine {
-            machine.end(tree.qom().monitor());
+            machine.end(monitor);
         }
     };
-    let (mounted, pool) = serve(&tree, &point, &config, &ends)
+    let (device, mounted) = device::mount(&point, &mount_options(&config))
+        .inspect_err(|_| give_up())
+        .map_err(|source| Error::Mount {
+            point: shown.clone(),
+            source,
+        })?;
+    watchdog.watch(&mounted);
+    let connection = device.try_clone();
+    let serving = start_session(&tree, device, &config, &ends)
         .map_err(|source| Error::Mount { point: shown, source })
-        .inspect_err(|_| give_up())?;
-    if let Err(e) = guard.watch(&mounted) {
-        warn!("the process that unmounts after a crash is gone: {e}");
-    }
-    let attentive = {
-        let (tree, ends) = (tree.clone(), ends.clone());
-        move || attend(&tree, &heard, &ends)
+        .and_then(|pool| {
+            let (noticing, ends_noticed) = (tree.clone(), ends.clone());
+            spawn("notices", &ends, move || attend(&noticing, &heard, &ends_noticed))
+                .and_then(|()| match &machine {
+                    Some(machine) => watch_machine(machine, &tree, &ends),
+                    None => Ok(()),
+                })
+                .map_err(system("cannot start a thread"))?;
+            direct_log(in_background, log_file.as_deref())?;
+            if let Some(readiness) = readiness {
+                readiness
+                    .ready()
+                    .map_err(system("cannot let go of the terminal"))?;
+            }
+            std::env::set_current_dir("/").map_err(system("/"))?;
+            Ok(pool)
+        });
+    let pool = match serving {
+        Ok(pool) => pool,
+        Err(e) => {
+            let _ = watchdog.unmount(&mounted);
+            give_up();
+            return Err(e);
+        }
     };
-    let done = spawn("notices", &ends, attentive)
-        .and_then(|()| {
-            machine
-                .iter()
-                .try_for_each(|machine| watch_machine(machine, &tree, &ends))
-        })
-        .map_err(system("cannot start a thread"))
-        .and_then(|()| direct_log(in_background, log_file.as_deref()))
-        .and_then(|()| match readiness {
-            Some(readiness) => readiness.ready().map_err(system("cannot let go of the terminal")),
-            None => Ok(()),
-        })
-        .and_then(|()| std::env::set_current_dir("/").map_err(system("/")));
-    if let Err(e) = done {
-        let _ = mounted.unmount();
-        give_up();
-        return Err(e);
-    }
     process::notify_service_manager();
-    let monitor = tree.qom().monitor();
     info!(
         "{} is mounted on {}: {}",
         printable(&config.source),
         point.display(),
         monitor.greeting()
     );
-    let status = wait_for_end(&ended, &mounted, &config.source, machine.as_ref(), monitor);
+    let mut is_gone = false;
+    let unmount = || {
+        let done = watchdog.unmount(&mounted);
+        is_gone = done.is_ok();
+        done.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", point.display())))
+    };
+    let status = wait_for_end(&ended, unmount, &config.source, machine.as_ref(), monitor);
     // Who waits for QEMU's answer is to get it, or the error that there is instead.
     monitor.hang_up();
-    pool.settle(LAST_REPLIES);
-    guard.dismiss();
+    if !pool.settle(LAST_REPLIES) {
+        warn!("some requests could not be answered any more");
+        if let Ok(connection) = &connection {
+            mounted.abort(connection);
+        }
+    } else if is_gone {
+        watchdog.dismiss();
+    }
     Ok(status)
 }
 
@@ -199,6 +229,7 @@ fn settings(config: &Config, point: &Path) -> Settings {
 /// Connects to the machine that is wanted, starting it if need be.
 fn connect(
     config: &Config,
+    inherited: Inherited,
     notices: Sender<Notice>,
     ended: &Receiver<End>,
     settings: Settings,
@@ -210,7 +241,7 @@ fn connect(
             (absolute.map_err(|source| Error::System { what, source })?, None)
         }
         Wanted::Command(command) => {
-            let (machine, monitor) = start_machine(command, config.mount.timeout, ended)?;
+            let (machine, monitor) = start_machine(command, inherited, config.mount.timeout, ended)?;
             (Address::Fd(monitor.into_raw_fd()), Some(machine))
         }
     };
@@ -228,10 +259,11 @@ fn connect(
 /// Starts a machine and waits until it speaks. A signal ends it meanwhile.
 fn start_machine(
     command: &[OsString],
+    inherited: Inherited,
     timeout: Duration,
     ended: &Receiver<End>,
 ) -> Result<(Machine, UnixStream), Error> {
-    let (machine, monitor) = machine::start(command)?;
+    let (machine, monitor) = machine::start(command, inherited)?;
     let signal = Cell::new(None);
     let interrupted = || {
         if let Ok(End::Signal(number)) = ended.try_recv() {
@@ -254,15 +286,9 @@ fn start_machine(
     })
 }
 
-/// Mounts and starts to answer the kernel.
-fn serve(
-    tree: &Arc<Tree>,
-    point: &Path,
-    config: &Config,
-    ends: &Sender<End>,
-) -> io::Result<(Mounted, Arc<Pool>)> {
+fn mount_options(config: &Config) -> Options {
     let mount = &config.mount;
-    let options = Options {
+    Options {
         source: mount.fsname.clone().unwrap_or_else(|| config.source.clone()),
         subtype: mount.subtype.clone(),
         read_only: mount.read_only,
@@ -270,26 +296,21 @@ fn serve(
         default_permissions: mount.kernel_judges(),
         no_exec: mount.no_exec,
         no_atime: mount.no_atime,
-    };
-    let acl = match (mount.allow_other, mount.allow_root) {
+    }
+}
+
+/// Starts to answer the kernel.
+fn start_session(
+    tree: &Arc<Tree>,
+    device: OwnedFd,
+    config: &Config,
+    ends: &Sender<End>,
+) -> io::Result<Arc<Pool>> {
+    let acl = match (config.mount.allow_other, config.mount.allow_root) {
         (true, _) => SessionACL::All,
         (false, true) => SessionACL::RootAndOwner,
         (false, false) => SessionACL::Owner,
     };
-    let (device, mounted) = device::mount(point, &options)?;
-    let started = start_session(tree, device, acl, ends);
-    if started.is_err() {
-        let _ = mounted.unmount();
-    }
-    started.map(|pool| (mounted, pool))
-}
-
-fn start_session(
-    tree: &Arc<Tree>,
-    device: std::os::fd::OwnedFd,
-    acl: SessionACL,
-    ends: &Sender<End>,
-) -> io::Result<Arc<Pool>> {
     let mut fuser_config = fuser::Config::default();
     fuser_config.acl = acl;
     fuser_config.n_threads = Some(THREADS);

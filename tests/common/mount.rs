@@ -115,19 +115,19 @@ impl Mount {
 
     /// The process that watches over the one that serves it.
     #[track_caller]
-    pub fn guard(&self) -> u32 {
+    pub fn watchdog(&self) -> u32 {
         let serving = self.pid();
-        let guards: Vec<u32> = self
+        let watchdogs: Vec<u32> = self
             .pids()
             .into_iter()
             .filter(|pid| parent(*pid) == Some(serving))
             .collect();
         assert!(
-            guards.len() == 1,
-            "{} is guarded by {guards:?}",
+            watchdogs.len() == 1,
+            "{} is watched by {watchdogs:?}",
             self.point.display()
         );
-        guards[0]
+        watchdogs[0]
     }
 
     /// What the command wrote before it went to the background.
