@@ -232,6 +232,57 @@ fn without_proc_it_mounts_and_unmounts() {
     session.wait_ended(SOON);
 }
 
+/// fusermount3 mounts without /proc, and cannot unmount then.
+#[test]
+fn without_proc_an_ordinary_user_leaves_nothing() {
+    let qemu = Qemu::start(Which::Old, "none", &[]);
+    let user = User::new(&qemu);
+    let script = format!(
+        "before=$(stat -c %d mnt)
+         mount -t tmpfs none /proc
+         {} ./qom-fuse -o timeout=5 vm.sock mnt && busybox umount mnt
+         [ $(stat -c %d mnt) = $before ] && echo gone",
+        user.as_user
+    );
+    let out = in_namespace(&user.session, &script);
+    assert!(out.text() == "gone", "{out}");
+    assert!(
+        user.as_user.is_empty() || out.stderr.contains("without /proc"),
+        "{out}"
+    );
+    user.session.wait_ended(SOON);
+}
+
+/// Whatever fails for want of a descriptor: either it serves, or nothing is left.
+#[test]
+fn few_descriptors() {
+    let qemu = Qemu::start(Which::Old, "none", &[]);
+    let user = User::new(&qemu);
+    let by_user = |script: &str| user.run(script);
+    let by_root = |script: &str| user.session.run(script);
+    for run in [&by_user as &dyn Fn(&str) -> Out, &by_root] {
+        let mut outcomes = [0, 0];
+        for limit in 4..=20 {
+            let out = run(&format!(
+                "ulimit -n {limit}; exec qom-fuse -o timeout=5 vm.sock mnt"
+            ));
+            outcomes[usize::from(out.status == 0)] += 1;
+            if out.status == 0 {
+                assert_eq!(
+                    run("cat mnt/machine/type").ok().text(),
+                    "none-machine",
+                    "limit {limit}"
+                );
+                run("fusermount3 -u mnt").ok();
+            } else {
+                assert_eq!(user.session.info(), None, "limit {limit}: {out}");
+            }
+            user.session.wait_ended(SOON);
+        }
+        assert!(outcomes[0] > 0 && outcomes[1] > 0, "{outcomes:?}");
+    }
+}
+
 /// Whatever fails for want of a process or thread: either it serves, or nothing is left.
 #[test]
 fn an_ordinary_user_who_may_start_few_processes() {
@@ -402,6 +453,17 @@ fn what_is_inherited_is_closed_one_by_one() {
         .filter(|target| target.to_string_lossy().starts_with("socket:"))
         .collect();
     assert!(held.is_empty(), "the watchdog holds {held:?}");
+    // So does the thread that may wait in the kernel.
+    let tasks = format!("/proc/{}/task", mount.pid());
+    let mut threads = fs::read_dir(tasks).expect("threads").filter_map(Result::ok);
+    let is_forgetter = |path: &Path| fs::read(path.join("comm")).is_ok_and(|comm| comm == b"forgetter\n");
+    let forgetter = threads
+        .find(|thread| is_forgetter(&thread.path()))
+        .expect("a thread");
+    let count = fs::read_dir(forgetter.path().join("fd"))
+        .expect("its descriptors")
+        .count();
+    assert_eq!(count, 1, "its connection to the kernel");
     mount.unmount();
     let trace = fs::read_to_string(trace).expect("a trace");
     assert!(trace.contains("INJECTED"), "{trace}");

@@ -65,7 +65,11 @@ pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> 
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
     }
     let device = match direct(point, options) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => by_fusermount(point, options)?,
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let needs = |e| io::Error::other(format!("fusermount3 cannot unmount without /proc: {e}"));
+            mount_lines().map_err(needs)?;
+            by_fusermount(point, options)?
+        }
         other => other?,
     };
     match Mounted::at(point) {

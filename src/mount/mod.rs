@@ -189,11 +189,12 @@ pub fn run(config: Config) -> Result<u8, Error> {
     let status = wait_for_end(&ended, unmount, &config.source, machine.as_ref(), monitor);
     // Who waits for QEMU's answer is to get it, or the error that there is instead.
     monitor.hang_up();
-    if !pool.settle(LAST_REPLIES) {
+    let answered = pool.settle(LAST_REPLIES);
+    if let Ok(connection) = &connection {
+        mounted.abort(connection);
+    }
+    if !answered {
         warn!("some requests could not be answered any more");
-        if let Ok(connection) = &connection {
-            mounted.abort(connection);
-        }
     } else if is_gone {
         watchdog.dismiss();
     }
