@@ -1,5 +1,6 @@
 //! The end of a mount: what brings it about, and what is done then.
 
+use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
+use parking_lot::Mutex;
 
 use super::machine::Machine;
 use crate::qmp::{Closed, Monitor, printable};
@@ -42,6 +44,28 @@ pub(super) fn spawn(
         .name(name.into())
         .spawn(contained)
         .map(drop)
+}
+
+/// Tries whether so many threads can be started. fuser says only once it serves that it could not.
+///
+/// # Errors
+/// When they cannot.
+pub(super) fn try_threads(count: usize) -> io::Result<()> {
+    let counted = || fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    let (before, gate) = (counted(), Mutex::new(()));
+    let closed = gate.lock();
+    thread::scope(|scope| {
+        let start = |_| thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()));
+        let started: io::Result<Vec<_>> = (0..count).map(start).collect();
+        drop(closed);
+        started.map(drop)
+    })?;
+    // The kernel counts them for a moment longer.
+    let until = Instant::now() + LOOK;
+    while counted() > before && Instant::now() < until {
+        thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
 }
 
 /// Notices a machine that ends and whose monitor stays open, since something else that its command

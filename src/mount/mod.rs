@@ -35,7 +35,7 @@ use crate::qom::{Identity, Qom};
 use crate::tree::{Settings, Tree};
 use caches::KernelCaches;
 use device::Options;
-use end::{End, spawn, wait_for_end, watch_machine};
+use end::{End, spawn, try_threads, wait_for_end, watch_machine};
 use machine::Machine;
 use signals::{Inherited, end_at_once, watch_signals};
 use watchdog::Watchdog;
@@ -133,29 +133,32 @@ pub fn run(config: Config) -> Result<u8, Error> {
         connecting.store(false, Ordering::Relaxed);
     }
     let monitor = tree.qom().monitor();
+    let cannot_mount = |source| Error::Mount {
+        point: shown.clone(),
+        source,
+    };
     let give_up = || {
         if let Some(machine) = &machine {
             machine.end(monitor);
         }
     };
-    let (device, mounted) = device::mount(&point, &mount_options(&config))
-        .inspect_err(|_| give_up())
-        .map_err(|source| Error::Mount {
-            point: shown.clone(),
-            source,
-        })?;
+    let attentive = {
+        let (tree, ends) = (tree.clone(), ends.clone());
+        move || attend(&tree, &heard, &ends)
+    };
+    let (device, mounted) = spawn("notices", &ends, attentive)
+        .and_then(|()| match &machine {
+            Some(machine) => watch_machine(machine, &tree, &ends),
+            None => Ok(()),
+        })
+        .map_err(system("cannot start a thread"))
+        .and_then(|()| device::mount(&point, &mount_options(&config)).map_err(cannot_mount))
+        .inspect_err(|_| give_up())?;
     watchdog.watch(&mounted);
     let connection = device.try_clone();
     let serving = start_session(&tree, device, &config, &ends)
-        .map_err(|source| Error::Mount { point: shown, source })
+        .map_err(cannot_mount)
         .and_then(|pool| {
-            let (noticing, ends_noticed) = (tree.clone(), ends.clone());
-            spawn("notices", &ends, move || attend(&noticing, &heard, &ends_noticed))
-                .and_then(|()| match &machine {
-                    Some(machine) => watch_machine(machine, &tree, &ends),
-                    None => Ok(()),
-                })
-                .map_err(system("cannot start a thread"))?;
             direct_log(in_background, log_file.as_deref())?;
             if let Some(readiness) = readiness {
                 readiness
@@ -180,12 +183,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
         point.display(),
         monitor.greeting()
     );
-    let mut is_gone = false;
-    let unmount = || {
-        let done = watchdog.unmount(&mounted);
-        is_gone = done.is_ok();
-        done.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", point.display())))
-    };
+    let unmount = || watchdog.unmount(&mounted);
     let status = wait_for_end(&ended, unmount, &config.source, machine.as_ref(), monitor);
     // Who waits for QEMU's answer is to get it, or the error that there is instead.
     monitor.hang_up();
@@ -193,10 +191,9 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if let Ok(connection) = &connection {
         mounted.abort(connection);
     }
-    if !answered {
-        warn!("some requests could not be answered any more");
-    } else if is_gone {
-        watchdog.dismiss();
+    match answered {
+        true => watchdog.dismiss(),
+        false => warn!("some requests could not be answered any more"),
     }
     Ok(status)
 }
@@ -321,6 +318,8 @@ fn start_session(
     let session = Session::from_fd(fuse, device, acl, fuser_config)?;
     let kernel = KernelCaches::new(session.notifier(), notifications, ends)?;
     tree.set_kernel(Box::new(kernel));
+    try_threads(1 + THREADS)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot start enough threads: {e}")))?;
     let over = ends.clone();
     spawn("fuse", ends, move || {
         let _ = over.send(End::Unmounted(session.run()));

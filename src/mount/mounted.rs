@@ -19,7 +19,7 @@ use super::mountinfo::{Line, mount_lines};
 use super::process::hide_monitor;
 
 /// A mount of ours. The kernel gives the plain id and the device number of a mount that is gone
-/// to the next one at once, so both together are still no proof; the unique id (Linux 6.8) is.
+/// to the next one at once, so both together are no proof; the unique id (Linux 6.8) is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
     pub id: u64,
@@ -128,12 +128,12 @@ impl Mounted {
                 None => return Err(e),
             },
         };
-        // That it cannot be asked for is no proof that it is another's.
-        let another = self
-            .unique
-            .zip(unique_id(&place))
-            .is_some_and(|(ours, now)| ours != now);
-        Ok((!another).then_some(place))
+        let is_ours = match (self.unique, unique_id(&place)) {
+            (Some(unique), Some(now)) => now == unique,
+            // It cannot be asked for (another user's mount cannot either): then it must be where it was.
+            _ => place == self.point,
+        };
+        Ok(is_ours.then_some(place))
     }
 
     fn is(&self, line: &Line) -> bool {

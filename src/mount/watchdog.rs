@@ -81,11 +81,17 @@ impl Watchdog {
             while running() && Instant::now() < until {
                 thread::sleep(LOOK);
             }
-            if mounted.is_there() { Err(e) } else { Ok(()) }
+            match mounted.is_there() {
+                true => Err(io::Error::new(
+                    e.kind(),
+                    format!("{}: {e}", mounted.point.display()),
+                )),
+                false => Ok(()),
+            }
         })
     }
 
-    /// Tells it that there is nothing left to do.
+    /// Tells it that there is nothing left to do, unless it was told to unmount.
     pub fn dismiss(mut self) {
         let _ = self.pipe.as_mut().map(|pipe| pipe.write_all(&[0]));
     }
