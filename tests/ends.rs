@@ -434,6 +434,31 @@ fn a_watchdog_that_is_late_cuts_no_other_connection() {
     session.wait_ended(SOON);
 }
 
+/// Root cannot ask for the unique id of an ordinary user's mount, which has got the number of one that has just gone.
+#[test]
+fn another_users_mount_is_left_alone() {
+    let qemus = [0, 1].map(|_| Qemu::start(Which::Old, "none", &[]));
+    for late in ["daemon", "watchdog"] {
+        for _ in 0..3 {
+            let old = Mount::start(&qemus[0].socket(), &[]);
+            let user = User::new(&qemus[1]);
+            let (daemon, watchdog) = (old.pid(), old.watchdog());
+            let late = if late == "daemon" { daemon } else { watchdog };
+            signal(late as i32, libc::SIGSTOP);
+            if late == watchdog {
+                signal(daemon as i32, libc::SIGKILL);
+            }
+            sh(&format!("fusermount3 -uz {}", quote(old.path()))).ok();
+            user.run("qom-fuse vm.sock mnt").ok();
+            signal(late as i32, libc::SIGCONT);
+            old.wait_unmounted(SOON);
+            assert_eq!(user.run("cat mnt/machine/type").ok().text(), "none-machine");
+            user.run("fusermount3 -u mnt").ok();
+            user.session.wait_ended(SOON);
+        }
+    }
+}
+
 /// Before Linux 5.9 there is no close_range.
 #[test]
 fn what_is_inherited_is_closed_one_by_one() {
