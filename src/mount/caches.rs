@@ -1,7 +1,7 @@
 //! The kernel's caches, and making it forget.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
@@ -34,9 +34,14 @@ impl KernelCaches {
     /// When no thread can be started.
     pub fn new(notifier: Notifier, device: OwnedFd, ends: &Sender<End>) -> io::Result<KernelCaches> {
         let (names, waiting) = sync_channel::<Forget>(WAITING);
+        // For as long as the process lives.
+        let device = device.into_raw_fd();
         // On a thread of its own: the kernel waits until nothing else happens in the directory.
         spawn("forgetter", ends, move || {
-            let mut device = detach_thread(device);
+            // Without a connection, names hold until their time is up.
+            let Ok(mut device) = detach_thread(device) else {
+                return;
+            };
             for Forget { parent, files, gone } in waiting {
                 for file in files {
                     // In one write, as the kernel wants it; it refuses a name that it does not have.

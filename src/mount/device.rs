@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -124,21 +124,25 @@ fn open_device() -> io::Result<OwnedFd> {
 /// its own, in a table of descriptors of its own. The kernel ends the requests that were read from a connection
 /// when nobody has that open any more. So the end of the process, whatever brings it about, ends what such a
 /// thread waits for; with a table that it shares, it would keep the other connection open meanwhile.
-pub fn detach_thread(device: OwnedFd) -> File {
+/// `shared` is the other connection, which nobody may close: this thread's table has it no more.
+///
+/// # Errors
+/// When no descriptor is left.
+pub fn detach_thread(shared: RawFd) -> io::Result<File> {
+    // SAFETY: nobody closes it.
+    let shared = unsafe { BorrowedFd::borrow_raw(shared) };
     // SAFETY: a plain system call.
     if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
-        return device.into();
+        return shared.try_clone_to_owned().map(File::from);
     }
-    // Not closed but by this thread's own table: it stays open in the others'.
-    let shared = device.into_raw_fd();
     let own = open_device().ok().filter(|own| {
+        let number = shared.as_raw_fd() as u32;
         // SAFETY: it reads a number that lives as long as the call.
-        unsafe { libc::ioctl(own.as_raw_fd(), FUSE_DEV_IOC_CLONE, &(shared as u32)) == 0 }
+        unsafe { libc::ioctl(own.as_raw_fd(), FUSE_DEV_IOC_CLONE, &number) == 0 }
     });
-    let own = own.map_or(shared, IntoRawFd::into_raw_fd);
-    close_all_but(0, own);
-    // SAFETY: the one descriptor that this thread has left, and it owns it.
-    unsafe { File::from_raw_fd(own) }
+    let own = own.map_or_else(|| shared.try_clone_to_owned(), Ok)?;
+    close_all_but(0, own.as_raw_fd());
+    Ok(own.into())
 }
 
 fn direct(point: &Path, options: &Options) -> io::Result<OwnedFd> {
