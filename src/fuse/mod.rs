@@ -75,9 +75,6 @@ impl Filesystem for Fuse {
         let _ = config.set_max_readahead(1);
         // A buffer that begins within a page is cut up to a page earlier.
         self.tree().set_max_value((most - page_size()) as usize);
-        let abi = config.kernel_abi();
-        // Linux 6.2. An older one would take the request for another.
-        self.tree().set_names_expire((abi.0, abi.1) >= (7, 38));
         Ok(())
     }
 

@@ -1,30 +1,33 @@
 //! The kernel's caches, and making it forget.
 
 use std::io::{self, Write};
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use fuser::{INodeNo, Notifier};
+use parking_lot::Mutex;
 
 use super::device::detach_thread;
 use super::{End, spawn};
 use crate::tree::{Ino, Kernel};
 
-/// Messages that may wait to be carried out.
-const WAITING: usize = 1024;
+/// Messages about names that may wait to be carried out.
+const MAX_WAITING: usize = 1024;
+/// How many files may grow at once: each may wait for a READ, which may wait for QEMU.
+const SIZE_THREADS: usize = 4;
 
-/// Names of a directory: gone, and what they stand for with them, or only to be looked up again.
-struct Forget {
-    parent: Ino,
-    files: Vec<Arc<str>>,
-    gone: bool,
+/// A message for the kernel that may wait there for an answer of ours, and who waits for it.
+struct Message {
+    bytes: Vec<u8>,
+    done: Option<Sender<()>>,
 }
 
 /// Tells the kernel what it should no longer believe.
 pub struct KernelCaches {
     notifier: Notifier,
-    names: SyncSender<Forget>,
+    names: SyncSender<Message>,
+    sizes: SyncSender<Message>,
 }
 
 impl KernelCaches {
@@ -33,24 +36,45 @@ impl KernelCaches {
     /// # Errors
     /// When no thread can be started.
     pub fn new(notifier: Notifier, device: OwnedFd, ends: &Sender<End>) -> io::Result<KernelCaches> {
-        let (names, waiting) = sync_channel::<Forget>(WAITING);
         // For as long as the process lives.
         let device = device.into_raw_fd();
-        // On a thread of its own: the kernel waits until nothing else happens in the directory.
-        spawn("forgetter", ends, move || {
-            // Without a connection, names hold until their time is up.
-            let Ok(mut device) = detach_thread(device) else {
+        let (names, of_names) = sync_channel(MAX_WAITING);
+        let (sizes, of_sizes) = sync_channel(SIZE_THREADS);
+        // On threads of their own: the kernel waits until nothing else happens in a directory, or to a page.
+        start(device, ends, "forgetter", Arc::new(Mutex::new(of_names)))?;
+        let of_sizes = Arc::new(Mutex::new(of_sizes));
+        for _ in 0..SIZE_THREADS {
+            start(device, ends, "sizes", of_sizes.clone())?;
+        }
+        Ok(KernelCaches {
+            notifier,
+            names,
+            sizes,
+        })
+    }
+}
+
+/// Starts a thread that sends messages.
+fn start(
+    device: RawFd,
+    ends: &Sender<End>,
+    name: &'static str,
+    messages: Arc<Mutex<Receiver<Message>>>,
+) -> io::Result<()> {
+    spawn(name, ends, move || {
+        // Without a connection, what the kernel believes holds until its time is up.
+        let Ok(mut device) = detach_thread(device) else {
+            return;
+        };
+        loop {
+            let Ok(Message { bytes, done }) = messages.lock().recv() else {
                 return;
             };
-            for Forget { parent, files, gone } in waiting {
-                for file in files {
-                    // In one write, as the kernel wants it; it refuses a name that it does not have.
-                    let _ = device.write(&invalidation(parent, &file, gone));
-                }
-            }
-        })?;
-        Ok(KernelCaches { notifier, names })
-    }
+            // In one write, as the kernel wants it; it refuses a name or an inode that it does not have.
+            let _ = device.write(&bytes);
+            drop(done);
+        }
+    })
 }
 
 impl Kernel for KernelCaches {
@@ -60,46 +84,48 @@ impl Kernel for KernelCaches {
     }
 
     fn value_grew(&self, ino: Ino, size: u64) {
-        // Its last byte in the page cache raises the size; the reply to OPEN drops the page again. It
-        // fails only if the kernel has forgotten the inode.
-        let _ = self.notifier.store(INodeNo(ino), size - 1, b"\n");
+        let (done, carried_out) = channel();
+        let message = Message {
+            bytes: store(ino, size - 1, b"\n"),
+            done: Some(done),
+        };
+        if self.sizes.send(message).is_ok() {
+            let _ = carried_out.recv(); // ends when the other side is dropped
+        }
     }
 
     fn entry_gone(&self, parent: Ino, file: &str) {
         // If there are too many, the kernel forgets the rest when their time is up.
-        let _ = self.names.try_send(Forget {
-            parent,
-            files: vec![file.into()],
-            gone: true,
-        });
-    }
-
-    fn entries_expired(&self, parent: Ino, files: Vec<Arc<str>>) {
-        let _ = self.names.try_send(Forget {
-            parent,
-            files,
-            gone: false,
+        let _ = self.names.try_send(Message {
+            bytes: invalidation(parent, file),
+            done: None,
         });
     }
 }
 
-/// FUSE_NOTIFY_INVAL_ENTRY, for what is not gone with FUSE_EXPIRE_ONLY, which fuser does not have. Without
-/// that flag, the kernel throws out whole trees, and the working directories of processes with them.
-fn invalidation(parent: Ino, file: &str, gone: bool) -> Vec<u8> {
+/// FUSE_NOTIFY_STORE: data for the page cache. It raises the size; the reply to OPEN drops the page again.
+fn store(ino: Ino, offset: u64, data: &[u8]) -> Vec<u8> {
+    const NOTIFY_STORE: u32 = 4;
+    let size = (data.len() as u32).to_ne_bytes();
+    notification(
+        NOTIFY_STORE,
+        &[&ino.to_ne_bytes(), &offset.to_ne_bytes(), &size, &[0; 4], data],
+    )
+}
+
+/// FUSE_NOTIFY_INVAL_ENTRY: a name and what it stands for are gone.
+fn invalidation(parent: Ino, file: &str) -> Vec<u8> {
     const NOTIFY_INVAL_ENTRY: u32 = 3;
-    const EXPIRE_ONLY: u32 = 1;
-    let flags = if gone { 0 } else { EXPIRE_ONLY };
-    let header = size_of::<[u32; 2]>() + size_of::<[u64; 2]>() + size_of::<[u32; 2]>();
-    let length = header + file.len() + 1;
-    let mut message = Vec::with_capacity(length);
-    message.extend((length as u32).to_ne_bytes());
-    message.extend(NOTIFY_INVAL_ENTRY.to_ne_bytes());
-    // A notification answers no request.
-    message.extend(0u64.to_ne_bytes());
-    message.extend(parent.to_ne_bytes());
-    message.extend((file.len() as u32).to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend(file.as_bytes());
-    message.push(0);
-    message
+    let length = (file.len() as u32).to_ne_bytes();
+    notification(
+        NOTIFY_INVAL_ENTRY,
+        &[&parent.to_ne_bytes(), &length, &[0; 4], file.as_bytes(), &[0]],
+    )
+}
+
+/// A message that answers no request. fuser sends some, but only on the connection that all threads share.
+fn notification(code: u32, parts: &[&[u8]]) -> Vec<u8> {
+    let body = parts.concat();
+    let length = 16 + body.len() as u32;
+    [&length.to_ne_bytes()[..], &code.to_ne_bytes(), &[0; 8], &body].concat()
 }

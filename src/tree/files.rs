@@ -290,7 +290,7 @@ impl Tree {
             .set_text(file.connection, &path, &entry.name, &entry.declared, text);
         // Even a refused or unanswered write may have changed something.
         self.ahead.wrote();
-        self.written(parent, &entry.file);
+        self.listings.drop_one(parent); // it may have added and removed properties
         match outcome {
             Ok(()) => {
                 self.inodes.lock().errors.clear(ino);

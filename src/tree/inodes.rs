@@ -2,7 +2,7 @@
 
 mod temporary;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::by_name::ByName;
@@ -54,8 +54,6 @@ pub struct Inodes {
     weight: usize,
     /// The most nodes that there were since memory was given back.
     peak: usize,
-    /// Directories of which the kernel was given names to rely on since [`Inodes::relied_on`].
-    given: HashSet<Ino>,
 }
 
 /// Below this many nodes it is not worth while to give memory back before all are forgotten.
@@ -84,7 +82,6 @@ impl Default for Inodes {
             next: ROOT + 1,
             weight: 0,
             peak: 0,
-            given: HashSet::new(),
         }
     }
 }
@@ -158,23 +155,6 @@ impl Inodes {
         self.weight += node.entry.weight();
         self.nodes.insert(ino, node);
         self.peak = self.peak.max(self.nodes.len());
-    }
-
-    /// The kernel was given names of a directory, to rely on for a while.
-    pub fn give(&mut self, directory: Ino) {
-        self.given.insert(directory);
-    }
-
-    /// The names of a directory that the kernel relies on, once: later ones are those given after this.
-    pub fn relied_on(&mut self, directory: Ino) -> Vec<Arc<str>> {
-        if self.given.remove(&directory) {
-            self.names
-                .of_directory(directory)
-                .map(|(file, _)| file.clone())
-                .collect()
-        } else {
-            Vec::new()
-        }
     }
 
     /// The inode under a file name, if the kernel knows it.
@@ -296,7 +276,6 @@ impl Inodes {
             self.nodes.remove(&ino);
             self.errors.clear(ino);
             self.temporaries.retain(|temporary| *temporary != ino);
-            self.given.remove(&ino);
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children -= 1;
             }

@@ -75,9 +75,6 @@ pub trait Kernel: Send + Sync {
     /// The name is gone from the directory. May be carried out later: while a request for
     /// this directory is being answered, the kernel cannot act on it.
     fn entry_gone(&self, parent: Ino, file: &str);
-    /// Names of a directory are to be looked up again before they are relied on; what they stand for
-    /// stays otherwise. May be carried out later too.
-    fn entries_expired(&self, parent: Ino, files: Vec<Arc<str>>);
 }
 
 /// An inode as the kernel gets it from a lookup, and how long it may rely on it.
@@ -109,7 +106,6 @@ pub struct Tree {
     walks: Mutex<Walks>,
     ahead: Ahead,
     max_value: AtomicUsize,
-    names_expire: AtomicBool,
 }
 
 impl Tree {
@@ -131,7 +127,6 @@ impl Tree {
             walks: Mutex::default(),
             ahead: Ahead::new(settings.entry_timeout),
             max_value: AtomicUsize::new(usize::MAX),
-            names_expire: AtomicBool::new(false),
             settings,
         });
         let weak = Arc::downgrade(&tree);
@@ -157,11 +152,6 @@ impl Tree {
     /// Sets the length, in bytes, of the largest value that is sure to arrive in one write.
     pub fn set_max_value(&self, bytes: usize) {
         self.max_value.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Says whether the kernel can be told that names are to be looked up again.
-    pub fn set_names_expire(&self, can: bool) {
-        self.names_expire.store(can, Ordering::Relaxed);
     }
 
     /// The QEMU behind it.
@@ -213,9 +203,6 @@ impl Tree {
             ));
         };
         let size = inodes.tell_size(ino);
-        if !lifetime.is_zero() {
-            inodes.give(parent);
-        }
         drop(inodes);
         Ok(Found {
             attributes: self.attributes_of(ino, entry.kind, size),
@@ -303,21 +290,6 @@ impl Tree {
         self.listings.drop_one(parent);
         if let Some(kernel) = self.kernel.get() {
             kernel.entry_gone(parent, &entry.file);
-        }
-    }
-
-    /// A property of an object was written, under this name: that may have added and removed others.
-    fn written(&self, object: Ino, file: &str) {
-        self.listings.drop_one(object);
-        if !self.names_expire.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut names = self.inodes.lock().relied_on(object);
-        names.retain(|name| **name != *file);
-        if let Some(kernel) = self.kernel.get()
-            && !names.is_empty()
-        {
-            kernel.entries_expired(object, names);
         }
     }
 

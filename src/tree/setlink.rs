@@ -109,7 +109,7 @@ impl Tree {
             self.ahead.wrote();
             let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
             self.ahead.wrote();
-            self.written(parent, file);
+            self.listings.drop_one(parent); // it may have added and removed properties
             outcome.map_err(|e| Error::from_qom(&e, Doing::Write))
         });
         // After ENOENT the kernel would forget the link, and QEMU's words with it.
