@@ -142,7 +142,7 @@ for round in range(150):
     going[0] = 0
     for child in children: os.waitpid(child, 0)
     for again in range(2):
-        if read() != b'false\n': print(round, again, read())";
+        if read() != b'false\\n': print(round, again, read())";
     for which in Which::ALL {
         let qemu = Qemu::start(which, "none", &[]);
         let mount = Mount::start(&qemu.socket(), &[]);
