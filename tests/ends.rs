@@ -181,6 +181,72 @@ fn tracer(pid: u32) -> Option<u32> {
     line?.trim().parse().ok()
 }
 
+/// A value that has grown is on its way into the kernel, while the kernel waits for a part of it: for the answer to who
+/// reads it through the page cache, which never comes.
+#[test]
+fn a_daemon_that_is_killed_while_a_value_waits_in_the_kernel() {
+    let tree = ScriptedTree::new().with_list_get(true).object("/d");
+    for name in ["a", "b", "x"] {
+        tree.prop("/d", name, "string", serde_json::json!("short"));
+    }
+    let server = tree.serve();
+    let qemu = Qemu::start(Which::Old, "none", &[]);
+    let user = User::new(&qemu);
+    let socket = server.socket().to_owned();
+    for (path, mode) in [(socket.parent().expect("a folder"), 0o711), (&socket, 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("open up");
+    }
+    user.run(&format!(
+        "qom-fuse -o timeout=60 {} mnt; cat mnt/d/x",
+        quote(&socket)
+    ))
+    .ok();
+    let daemon = daemon(&user.session);
+    tree.prop("/d", "x", "string", serde_json::json!("longer than before"));
+    // Fetches its value at its first read only.
+    let splicing = user.start(
+        "exec python3 -c 'import os
+fd = os.open(\"mnt/d/x\", os.O_RDWR)
+while not os.path.exists(\"go\"): pass
+os.sendfile(os.open(\"/dev/null\", os.O_WRONLY), fd, 0, 100)'",
+    );
+    std::thread::sleep(Duration::from_millis(500));
+    server.reset();
+    // Its value is at hand for 100 ms once those of two others were read.
+    let walking = user.start(
+        "exec python3 -c 'import os, time
+os.listdir(\"mnt/d\")
+for name in \"ab\": open(\"mnt/d/\" + name).read()
+time.sleep(0.05)
+open(\"mnt/d/x\").read()'",
+    );
+    let asked = || server.count("qom-list-get") > 0;
+    assert!(wait_until(SOON, asked), "the whole object was not asked for");
+    tree.hook("qom-get", "/d", "x", Action::Silence);
+    fs::write(user.session.dir().join("go"), "").expect("let it go");
+    std::thread::sleep(Duration::from_secs(1));
+    // In the kernel, for an answer to others.
+    let tasks = fs::read_dir(format!("/proc/{daemon}/task")).expect("threads");
+    let waits = tasks.filter_map(Result::ok).any(|thread| {
+        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        status.contains("\nState:\tD")
+    });
+    signal(daemon as i32, libc::SIGKILL);
+    std::thread::sleep(Duration::from_millis(500));
+    // The kernel may have asked once more, which nobody answers; but that can be killed.
+    signal(splicing.pid() as i32, libc::SIGKILL);
+    splicing.finish(SOON).fails();
+    walking.finish(SOON).fails();
+    let threads = || fs::read_dir(format!("/proc/{daemon}/task")).map_or(0, Iterator::count);
+    assert!(
+        wait_until(SOON, || threads() <= 1),
+        "{} threads are left",
+        threads()
+    );
+    user.session.wait_ended(SOON);
+    assert!(waits, "no thread waited in the kernel: {:?}", server.requests());
+}
+
 /// The process of a session that serves, and not the one that watches over it.
 #[track_caller]
 fn daemon(session: &Session) -> u32 {
