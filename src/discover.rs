@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::unistd::getuid;
 
-use crate::qmp::printable;
+use crate::text::printable;
 
 /// Programs that carry a QEMU's command line without being one.
 const STARTERS: [&str; 9] = [

@@ -13,4 +13,5 @@ pub mod mount;
 pub mod pool;
 pub mod qmp;
 pub mod qom;
+pub mod text;
 pub mod tree;

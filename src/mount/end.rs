@@ -12,7 +12,8 @@ use log::{error, info, warn};
 use parking_lot::Mutex;
 
 use super::machine::Machine;
-use crate::qmp::{Closed, Monitor, printable};
+use crate::qmp::{Closed, Monitor};
+use crate::text::printable;
 use crate::tree::Tree;
 
 /// How often it is looked for what nothing announces.

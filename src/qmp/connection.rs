@@ -20,6 +20,7 @@ use super::outgoing::Outgoing;
 use super::reader::{Listener, read_all};
 use super::slot::{Reply, Slot};
 use super::wire::{self, Greeting};
+use crate::text::printable;
 
 /// The longest request, in bytes, to a peer that takes one at a time. libvirt closes the connection over a
 /// string of more than 4 MiB, and its proxy writes some characters three times as long.
@@ -332,7 +333,7 @@ impl Shared {
             let verdict = match &reply {
                 Ok(v) => format!("{} bytes", v.get().len()),
                 // Its words may repeat the value that was to be set.
-                Err(Error::Refused { class, .. }) => wire::printable(class),
+                Err(Error::Refused { class, .. }) => printable(class),
                 Err(e) => e.to_string(),
             };
             debug!("{text} -> {verdict} in {:?}", slot.sent.elapsed());

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::wire::printable;
+use crate::text::printable;
 
 /// Why a request got no result.
 #[derive(Debug, Clone, thiserror::Error)]

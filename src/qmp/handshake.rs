@@ -10,7 +10,8 @@ use socket2::Socket;
 
 use super::error::ConnectError;
 use super::lines::LineReader;
-use super::wire::{self, Greeting, Message, printable};
+use super::wire::{self, Greeting, Message};
+use crate::text::printable;
 
 /// The reading side of the socket, under a deadline until the handshake is done.
 pub(super) struct Incoming {

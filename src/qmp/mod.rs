@@ -21,4 +21,4 @@ pub use budget::{Charge, Text};
 pub use connection::{Connection, Pending};
 pub use error::{Closed, ConnectError, Error};
 pub use monitor::{Monitor, Notice, OnEvent, OnRenewal};
-pub use wire::{Event, Greeting, Message, command, decode, escaped, printable, request};
+pub use wire::{Event, Greeting, Message, command, decode, request};

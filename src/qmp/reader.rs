@@ -10,7 +10,8 @@ use super::error::Closed;
 use super::handshake::Incoming;
 use super::lines::LineReader;
 use super::slot::Reply;
-use super::wire::{self, Event, Message, printable};
+use super::wire::{self, Event, Message};
+use crate::text::printable;
 
 /// Called from the reader thread; must not wait for a reply.
 pub(super) trait Listener: Send + Sync + 'static {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::Error;
+use crate::text::printable;
 
 /// The longest line taken from a monitor, in bytes. QEMU limits its own input alike.
 pub const MAX_LINE: usize = 64 << 20;
@@ -273,31 +274,6 @@ fn excerpt(line: &[u8]) -> String {
     format!("{}{dots}", String::from_utf8_lossy(cut))
 }
 
-/// A peer's text, safe to print, at most 1,000 characters of it: for logs and terminals.
-pub fn printable(text: &str) -> String {
-    const MOST: usize = 1000;
-    match text.char_indices().nth(MOST) {
-        Some((cut, _)) => format!("{}… ({} bytes in all)", escaped(&text[..cut]), text.len()),
-        None => escaped(text),
-    }
-}
-
-/// A text without what acts on a terminal: control characters, line and paragraph separators
-/// and bidirectional overrides are written as Rust writes them (`\n`, `\u{1b}`).
-pub fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        let acts = matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}'
-            | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || acts {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,11 +386,5 @@ mod tests {
         let proxys = br#"{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "qemu-7.2.22"}, "capabilities": ["oob"]}}"#;
         assert!(matches!(decode(proxys), Message::Greeting(g) if g.is_libvirts()));
         assert!(matches!(decode(br#"{"QMP": 1}"#), Message::Garbage(_)));
-    }
-
-    #[test]
-    fn printable_text() {
-        assert_eq!(printable("a\n\u{1b}[31mb\u{202e}"), "a\\n\\u{1b}[31mb\\u{202e}");
-        assert!(printable(&"x".repeat(5000)).len() < 1100);
     }
 }

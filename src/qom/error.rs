@@ -1,6 +1,7 @@
 //! Why QEMU would not do something, and what that means.
 
-use crate::qmp::{self, printable};
+use crate::qmp;
+use crate::text::printable;
 
 /// A request about an object that failed: what was asked, and what QEMU answered.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -6,7 +6,8 @@ use super::client::Qom;
 use super::error::Error;
 use super::path::Path;
 use super::requests::Request;
-use crate::qmp::{self, Greeting, printable};
+use crate::qmp::{self, Greeting};
+use crate::text::printable;
 
 /// What tells one machine from another, as far as it tells.
 #[derive(Debug, Clone, PartialEq, Eq)]

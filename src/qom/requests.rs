@@ -8,11 +8,11 @@ use serde::de::Error as _;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::canonical::to_text;
 use super::error::Error;
 use super::path::Path;
 use super::property::{Description, Property, Valued};
 use super::shape::Compound;
-use super::value::to_text;
 use crate::qmp;
 
 /// A request whose reply decodes to a `T`.

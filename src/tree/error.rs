@@ -2,8 +2,8 @@
 
 use log::warn;
 
-use crate::qmp::printable;
 use crate::qom::{self, Reason};
+use crate::text::printable;
 
 /// A failed operation: the number for the caller and, where QEMU said why, its words.
 #[derive(Debug, Clone, thiserror::Error)]

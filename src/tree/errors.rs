@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::inodes::Ino;
-use crate::qmp::escaped;
+use crate::text::escaped;
 
 /// The longest text kept: what an extended attribute can hold.
 const LONGEST: usize = 64 << 10;

@@ -10,8 +10,8 @@ use super::error::Doing;
 use super::inodes::LIFETIME;
 use super::links::is_unset;
 use super::{Error, Found, Ino, Result, Tree, Wait};
-use crate::qmp::printable;
 use crate::qom::{Kind, Path, Request};
+use crate::text::printable;
 
 /// As deep as Linux follows links.
 const MAX_LINKS: usize = 40;
