@@ -72,7 +72,7 @@ impl Pool {
     }
 
     /// Waits until no job is under way, at most for `limit`; false when one still is.
-    pub fn settle(&self, limit: Duration) -> bool {
+    pub fn wait_idle(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while Instant::now() < until {
             let quiet = self.shared.is_idle() && self.reads.is_idle();
@@ -177,9 +177,12 @@ mod tests {
         let mut done: Vec<i32> = rx.iter().take(100).collect();
         done.sort_unstable();
         assert_eq!(done, (0..100).collect::<Vec<_>>());
-        assert!(!pool.settle(Duration::from_millis(20)), "one job is still held");
+        assert!(
+            !pool.wait_idle(Duration::from_millis(20)),
+            "one job is still held"
+        );
         gate.wait();
         inline.join().unwrap();
-        assert!(pool.settle(Duration::from_secs(60)));
+        assert!(pool.wait_idle(Duration::from_secs(60)));
     }
 }

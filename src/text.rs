@@ -2,8 +2,8 @@
 
 /// A peer's text, safe to print, at most 1,000 characters of it: for logs and terminals.
 pub fn printable(text: &str) -> String {
-    const MOST: usize = 1000;
-    match text.char_indices().nth(MOST) {
+    const MAX_CHARS: usize = 1000;
+    match text.char_indices().nth(MAX_CHARS) {
         Some((cut, _)) => format!("{}… ({} bytes in all)", escaped(&text[..cut]), text.len()),
         None => escaped(text),
     }

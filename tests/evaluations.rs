@@ -1,5 +1,5 @@
 //! Whatever is asked of QEMU ahead of time, each evaluation of a value serves one read at most, and that only while the
-//! value is as fresh as design §5 promises. The servers here tell with each value which evaluation it is of.
+//! value is as fresh as docs/semantics.md promises. The servers here tell with each value which evaluation it is of.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Whatever is asked of QEMU ahead of time, nobody reads a value older than design §5 allows.
+//! Whatever is asked of QEMU ahead of time, nobody reads a value older than docs/semantics.md allows.
 //!
 //! The values are numbers that only grow, set by a second monitor or through the mount, so that each value read tells
 //! when it was true.

@@ -169,7 +169,7 @@ fn one_cat_reads_one_value() {
 }
 
 /// The fewest requests of up to three walks, each by a mount of its own: one that the machine held up
-/// for longer than the window of design §5 has to ask again, which is not what is tested here.
+/// for longer than the window for values asked ahead has to ask again, which is not what is tested here.
 #[track_caller]
 fn walk(which: Which, options: &[&str], enough: impl Fn(&[Asked], &[Object]) -> bool) -> (Vec<Asked>, Rig) {
     let mut best: Option<(Vec<Asked>, Rig)> = None;

@@ -1,4 +1,4 @@
-//! The session at the top of the design, as a user types it, and every way to say where the machine is.
+//! The session at the top of the README, as a user types it, and every way to say where the machine is.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What is measured on each machine, and what it must reach (design §9).
+//! What is measured on each machine, and what it must reach.
 
 use crate::common::{Relay, Which};
 use crate::machine::{Count, Machine, Requests};

@@ -17,7 +17,7 @@ use crate::text::printable;
 use crate::tree::Tree;
 
 /// How often it is looked for what nothing announces.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why a mount ends.
 pub(super) enum End {
@@ -62,7 +62,7 @@ pub(super) fn try_threads(count: usize) -> io::Result<()> {
         started.map(drop)
     })?;
     // The kernel counts them for a moment longer.
-    let until = Instant::now() + LOOK;
+    let until = Instant::now() + POLL_INTERVAL;
     while counted() > before && Instant::now() < until {
         thread::sleep(Duration::from_micros(100));
     }
@@ -85,7 +85,7 @@ pub(super) fn watch_machine(machine: &Machine, tree: &Arc<Tree>, ends: &Sender<E
                 monitor.hang_up();
                 return warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     })
 }
@@ -139,16 +139,16 @@ pub(super) fn wait_for_end(
     }
     match machine {
         Some(machine) if signalled => machine.end(monitor),
-        Some(machine) => outlive(machine, ended, monitor),
+        Some(machine) => wait_for_exit(machine, ended, monitor),
         None if unmounted.is_err() => 1,
         None => status,
     }
 }
 
 /// Waits for a machine that is no longer mounted; a signal still ends it.
-fn outlive(machine: &Machine, ended: &Receiver<End>, monitor: &Monitor) -> u8 {
+fn wait_for_exit(machine: &Machine, ended: &Receiver<End>, monitor: &Monitor) -> u8 {
     loop {
-        if let Some(status) = machine.wait_for(LOOK) {
+        if let Some(status) = machine.wait_for(POLL_INTERVAL) {
             return status;
         }
         if let Ok(End::Signal(_)) = ended.try_recv() {

@@ -23,9 +23,9 @@ use super::signals::Inherited;
 use crate::qmp::{self, Monitor};
 
 /// How long QEMU has to end after each thing that is said to it.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TERM_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it is looked for what nothing announces.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A QEMU that we started, by a command that may be QEMU itself, a wrapper around it, or one that QEMU
 /// leaves behind (`-daemonize`).
@@ -120,9 +120,14 @@ pub fn start(command: &[OsString], inherited: Inherited) -> Result<(Machine, Uni
 impl Machine {
     /// Waits until QEMU speaks at its monitor or hangs up, and learns which process it is. False when
     /// it does neither within `limit`, or before something else needs to be done.
-    pub fn meet(&self, monitor: &UnixStream, limit: Duration, interrupted: impl Fn() -> bool) -> bool {
+    pub fn wait_for_greeting(
+        &self,
+        monitor: &UnixStream,
+        limit: Duration,
+        interrupted: impl Fn() -> bool,
+    ) -> bool {
         let until = Instant::now() + limit;
-        let look = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+        let look = PollTimeout::try_from(POLL_INTERVAL).unwrap_or(PollTimeout::ZERO);
         while Instant::now() < until && !interrupted() {
             let mut fds = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
             if matches!(poll(&mut fds, look), Ok(n) if n > 0) {
@@ -164,17 +169,17 @@ impl Machine {
 
     /// The same, if that is soon.
     pub fn wait_a_moment(&self) -> Option<u8> {
-        self.wait_for(PATIENCE)
+        self.wait_for(TERM_TIMEOUT)
     }
 
     /// Ends QEMU: by `quit`, by SIGTERM, by SIGKILL; gives the exit status of its command.
     pub fn end(&self, monitor: &Monitor) -> u8 {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TERM_TIMEOUT;
         let mut asked = None;
         while Instant::now() < until {
             // It cannot be sent while an earlier reply is overdue. Its own does not matter.
             asked = asked.or_else(|| monitor.try_send(&qmp::command("quit")));
-            if let Some(status) = self.wait_for(LOOK) {
+            if let Some(status) = self.wait_for(POLL_INTERVAL) {
                 return status;
             }
         }
@@ -184,8 +189,8 @@ impl Machine {
 
     /// Ends QEMU by signals, and its command if that does not end with it; gives its exit status.
     pub fn kill(&self) -> u8 {
-        for (process, patience) in [(self.qemu(), Duration::ZERO), (&self.0.command, PATIENCE)] {
-            for (signal, patience) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, PATIENCE)] {
+        for (process, patience) in [(self.qemu(), Duration::ZERO), (&self.0.command, TERM_TIMEOUT)] {
+            for (signal, patience) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, TERM_TIMEOUT)] {
                 if process.ends_within(patience) {
                     break;
                 }

@@ -143,11 +143,11 @@ pub fn run(config: Config) -> Result<u8, Error> {
             machine.end(monitor);
         }
     };
-    let attentive = {
+    let handling = {
         let (tree, ends) = (tree.clone(), ends.clone());
-        move || attend(&tree, &heard, &ends)
+        move || handle_notices(&tree, &heard, &ends)
     };
-    let (device, mounted) = spawn("notices", &ends, attentive)
+    let (device, mounted) = spawn("notices", &ends, handling)
         .and_then(|()| match &machine {
             Some(machine) => watch_machine(machine, &tree, &ends),
             None => Ok(()),
@@ -188,7 +188,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
     let status = wait_for_end(&ended, unmount, &config.source, machine.as_ref(), monitor);
     // Who waits for QEMU's answer is to get it, or the error that there is instead.
     monitor.hang_up();
-    let answered = pool.settle(LAST_REPLIES);
+    let answered = pool.wait_idle(LAST_REPLIES);
     if let Ok(connection) = &connection {
         mounted.abort(connection);
     }
@@ -270,7 +270,7 @@ fn start_machine(
         }
         signal.get().is_some()
     };
-    if machine.meet(&monitor, timeout, interrupted) {
+    if machine.wait_for_greeting(&monitor, timeout, interrupted) {
         return Ok((machine, monitor));
     }
     machine.kill();
@@ -329,7 +329,7 @@ fn start_session(
 }
 
 /// Handles what happens to the monitor, until it is lost for good.
-fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
+fn handle_notices(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
     let monitor = tree.qom().monitor();
     let reconnect = monitor.reconnects();
     let mut machine: Option<Identity> = None;
@@ -347,7 +347,7 @@ fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
             Ok(Notice::Lost(why)) if reconnect && !matches!(*why, Closed::Internal(_)) => {
                 unknown = false;
                 // Nothing is told of a machine that is gone.
-                tree.distrust_everything();
+                tree.invalidate_all();
                 warn!("{why}; waiting for it to come back");
             }
             Ok(Notice::Lost(why)) => {
@@ -356,7 +356,7 @@ fn attend(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
             }
             Ok(Notice::Back) => {
                 unknown = true;
-                tree.distrust_everything();
+                tree.invalidate_all();
                 info!("connected again: {}", monitor.greeting());
             }
             Err(RecvTimeoutError::Timeout) => {}

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How often a process without a descriptor is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A process, running or ended.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Process {
                 return ended;
             }
             if self.fd.is_none() {
-                thread::sleep(left.min(LOOK));
+                thread::sleep(left.min(POLL_INTERVAL));
             }
         }
     }

@@ -25,7 +25,7 @@ use super::process::{close_all_but, pipe_cloexec, release_stdio};
 /// How long the watchdog may take to unmount while we wait for it.
 const TAKEOVER: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A process that unmounts when this one is killed, or cannot do it itself: a mount without its daemon
 /// would answer every access with "Transport endpoint is not connected", and stay.
@@ -79,7 +79,7 @@ impl Watchdog {
             let until = Instant::now() + TAKEOVER;
             let running = || waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
             while running() && Instant::now() < until {
-                thread::sleep(LOOK);
+                thread::sleep(POLL_INTERVAL);
             }
             match mounted.is_there() {
                 true => Err(io::Error::new(

@@ -41,7 +41,7 @@ pub struct AddressError {
 impl FromStr for Address {
     type Err = AddressError;
 
-    /// Reads what §6 of the design lists. Options after a comma, as QEMU's `-qmp` and
+    /// Reads every form that the error above lists. Options after a comma, as QEMU's `-qmp` and
     /// `-chardev` have them (`,server=on,wait=off`), are accepted and ignored.
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let bad = |why| AddressError {

@@ -21,7 +21,7 @@ const PER_VALUE: usize = 128;
 /// Shorter lines are not counted: there are at most as many as requests.
 const MIN_COUNTED: usize = 4 << 10;
 /// How long a reply waits for others, which only have to be decoded. Then it is refused.
-const PATIENCE: Duration = Duration::from_secs(5);
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// Limits what replies take that are under way at once: many callers may ask for large ones.
 #[derive(Default)]
@@ -75,7 +75,7 @@ impl Budget {
     }
 
     fn take(&self, weight: usize) -> Result<(), Error> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + MAX_WAIT;
         let mut spent = self.spent.lock();
         while spent.taken > 0 && spent.taken + weight > MAX_TAKEN {
             if self.given_back.wait_until(&mut spent, until).timed_out() {

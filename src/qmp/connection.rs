@@ -24,7 +24,7 @@ use crate::text::printable;
 
 /// The longest request, in bytes, to a peer that takes one at a time. libvirt closes the connection over a
 /// string of more than 4 MiB, and its proxy writes some characters three times as long.
-const MOST_ALONE: usize = 5 << 18;
+const MAX_ALONE: usize = 5 << 18;
 
 /// A connection to a monitor. Requests may be sent from several threads; QEMU answers them in
 /// the order in which they were written, and so a queue is all that is needed to match them.
@@ -224,8 +224,8 @@ impl Shared {
     fn send(self: &Arc<Self>, request: &[u8], patience: Duration) -> Result<Pending, Error> {
         let now = Instant::now();
         let deadline = now + patience;
-        if self.one_at_a_time && request.len() > MOST_ALONE {
-            return Err(Error::TooLong(request.len(), MOST_ALONE));
+        if self.one_at_a_time && request.len() > MAX_ALONE {
+            return Err(Error::TooLong(request.len(), MAX_ALONE));
         }
         self.check()?;
         let Some(mut writer) = self.writer.try_lock_until(deadline) else {

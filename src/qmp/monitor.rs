@@ -45,7 +45,7 @@ struct Inner {
     timeout: Duration,
     pipelining: bool,
     reconnect: bool,
-    bell: Arc<Bell>,
+    sink: Arc<EventSink>,
     current: Mutex<Current>,
     /// Signalled when an attempt to connect begins to be wanted, and when one ended.
     changed: Condvar,
@@ -58,19 +58,19 @@ struct Current {
     /// Attempts made since the connection was lost.
     attempts: u64,
     /// When the first request began to wait for the attempt under way.
-    awaited: Option<Instant>,
-    hurry: bool,
+    waited_for_since: Option<Instant>,
+    retry_now: bool,
     ended: bool,
 }
 
 /// Hears a connection.
-struct Bell {
+struct EventSink {
     notices: Sender<Notice>,
     on_event: OnceLock<OnEvent>,
     on_renewal: OnceLock<OnRenewal>,
 }
 
-impl Listener for Bell {
+impl Listener for EventSink {
     fn event(&self, event: Event) {
         if let Some(on_event) = self.on_event.get() {
             on_event(&event);
@@ -95,37 +95,37 @@ impl Monitor {
         reconnect: bool,
         notices: Sender<Notice>,
     ) -> Result<Monitor, ConnectError> {
-        let bell = Arc::new(Bell {
+        let sink = Arc::new(EventSink {
             notices,
             on_event: OnceLock::new(),
             on_renewal: OnceLock::new(),
         });
-        let connection = Arc::new(Connection::open(&address, timeout, pipelining, bell.clone())?);
+        let connection = Arc::new(Connection::open(&address, timeout, pipelining, sink.clone())?);
         let reconnect = reconnect && address.is_repeatable();
         let inner = Arc::new(Inner {
             address,
             timeout,
             pipelining,
             reconnect,
-            bell,
+            sink,
             current: Mutex::new(Current {
                 connection,
                 number: 0,
                 attempts: 0,
-                awaited: None,
-                hurry: false,
+                waited_for_since: None,
+                retry_now: false,
                 ended: false,
             }),
             changed: Condvar::new(),
         });
         if reconnect {
-            let seeker = inner.clone();
+            let reconnecting = inner.clone();
             thread::Builder::new()
                 .name("qmp-reconnect".into())
                 .spawn(move || {
-                    if catch_unwind(AssertUnwindSafe(|| seeker.seek())).is_err() {
+                    if catch_unwind(AssertUnwindSafe(|| reconnecting.reconnect_loop())).is_err() {
                         let broken = Closed::Internal("the thread that reconnects panicked".into());
-                        let _ = seeker.bell.notices.send(Notice::Lost(Arc::new(broken)));
+                        let _ = reconnecting.sink.notices.send(Notice::Lost(Arc::new(broken)));
                     }
                 })
                 .map_err(|source| ConnectError::Io {
@@ -138,12 +138,12 @@ impl Monitor {
 
     /// Says what to do when an event comes, once; events that came before are lost.
     pub fn on_event(&self, on_event: OnEvent) {
-        let _ = self.inner.bell.on_event.set(on_event);
+        let _ = self.inner.sink.on_event.set(on_event);
     }
 
     /// Says what to do before there is another connection, once: what was learned may not be true of it.
     pub fn on_renewal(&self, on_renewal: OnRenewal) {
-        let _ = self.inner.bell.on_renewal.set(on_renewal);
+        let _ = self.inner.sink.on_renewal.set(on_renewal);
     }
 
     /// What the QEMU in force said of itself.
@@ -221,10 +221,10 @@ impl Monitor {
         let mut current = self.inner.current.lock();
         if self.inner.reconnect && current.connection.closed().is_some() {
             let attempt = current.attempts;
-            current.hurry = true;
+            current.retry_now = true;
             self.inner.changed.notify_all();
             // Counted from the first that waits: an attempt that hangs holds up nobody after.
-            let since = *current.awaited.get_or_insert_with(Instant::now);
+            let since = *current.waited_for_since.get_or_insert_with(Instant::now);
             let until = since + ACCESS_WAITS.min(self.inner.timeout);
             while current.attempts == attempt && !current.ended {
                 if self.inner.changed.wait_until(&mut current, until).timed_out() {
@@ -244,7 +244,7 @@ impl Drop for Monitor {
 
 impl Inner {
     /// The reconnecting thread.
-    fn seek(&self) {
+    fn reconnect_loop(&self) {
         let mut pause = BACK_OFF.0;
         loop {
             {
@@ -252,7 +252,7 @@ impl Inner {
                 let due = Instant::now() + pause;
                 // While connected this only looks now and then, and finds that the connection lasts; an access
                 // cuts the pause short.
-                while !current.hurry && !current.ended {
+                while !current.retry_now && !current.ended {
                     if self.changed.wait_until(&mut current, due).timed_out() {
                         break;
                     }
@@ -261,20 +261,20 @@ impl Inner {
                     return;
                 }
                 if current.connection.closed().is_none() {
-                    (current.hurry, pause) = (false, BACK_OFF.0);
+                    (current.retry_now, pause) = (false, BACK_OFF.0);
                     continue;
                 }
             }
-            let attempt = Connection::open(&self.address, self.timeout, self.pipelining, self.bell.clone());
+            let attempt = Connection::open(&self.address, self.timeout, self.pipelining, self.sink.clone());
             if attempt.is_ok()
-                && let Some(on_renewal) = self.bell.on_renewal.get()
+                && let Some(on_renewal) = self.sink.on_renewal.get()
             {
                 on_renewal();
             }
             let mut current = self.current.lock();
             current.attempts += 1;
-            current.awaited = None;
-            current.hurry = false;
+            current.waited_for_since = None;
+            current.retry_now = false;
             let back = attempt.is_ok();
             match attempt {
                 Ok(connection) => {
@@ -287,7 +287,7 @@ impl Inner {
             pause = (pause * 2).min(BACK_OFF.1);
             drop(current);
             if back {
-                let _ = self.bell.notices.send(Notice::Back);
+                let _ = self.sink.notices.send(Notice::Back);
             }
             self.changed.notify_all();
         }

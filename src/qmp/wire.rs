@@ -268,9 +268,9 @@ pub(super) fn count_values(line: &[u8]) -> usize {
 }
 
 fn excerpt(line: &[u8]) -> String {
-    const MOST: usize = 80;
-    let cut = &line[..line.len().min(MOST)];
-    let dots = if line.len() > MOST { "…" } else { "" };
+    const MAX_EXCERPT: usize = 80;
+    let cut = &line[..line.len().min(MAX_EXCERPT)];
+    let dots = if line.len() > MAX_EXCERPT { "…" } else { "" };
     format!("{}{dots}", String::from_utf8_lossy(cut))
 }
 

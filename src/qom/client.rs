@@ -21,8 +21,8 @@ pub struct Qom {
 /// The first QEMU with `qom-list-get`.
 const LIST_GET_SINCE: (u32, u32, u32) = (10, 1, 0);
 
-/// A request that was sent; [`Ask::wait`] gives its result.
-pub struct Ask<T> {
+/// A request that was sent; [`PendingReply::wait`] gives its result.
+pub struct PendingReply<T> {
     pending: Pending,
     asked: String,
     decode: fn(&str) -> serde_json::Result<T>,
@@ -34,12 +34,12 @@ impl Qom {
             monitor,
             list_get: AtomicBool::new(false),
         };
-        qom.meet();
+        qom.detect_features();
         qom
     }
 
     /// To be called when another QEMU may be behind the monitor.
-    pub fn meet(&self) {
+    pub fn detect_features(&self) {
         let has = self.monitor.greeting().version >= LIST_GET_SINCE;
         self.list_get.store(has, Ordering::Relaxed);
     }
@@ -68,13 +68,13 @@ impl Qom {
     ///
     /// # Errors
     /// When it could not be sent.
-    pub fn ask<T>(&self, request: Request<T>) -> Result<Ask<T>, Error> {
+    pub fn ask<T>(&self, request: Request<T>) -> Result<PendingReply<T>, Error> {
         self.ask_on(None, request)
     }
 
-    fn ask_on<T>(&self, connection: Option<u64>, request: Request<T>) -> Result<Ask<T>, Error> {
+    fn ask_on<T>(&self, connection: Option<u64>, request: Request<T>) -> Result<PendingReply<T>, Error> {
         match self.monitor.send(&request.bytes, connection) {
-            Ok(pending) => Ok(Ask {
+            Ok(pending) => Ok(PendingReply {
                 pending,
                 asked: request.asked,
                 decode: request.decode,
@@ -88,9 +88,9 @@ impl Qom {
     }
 
     /// Sends a request that nobody waits for yet, if QEMU is ready to take it.
-    pub fn ask_ahead<T>(&self, request: Request<T>) -> Option<Ask<T>> {
+    pub fn ask_ahead<T>(&self, request: Request<T>) -> Option<PendingReply<T>> {
         let pending = self.monitor.send_ahead(&request.bytes)?;
-        Some(Ask {
+        Some(PendingReply {
             pending,
             asked: request.asked,
             decode: request.decode,
@@ -159,13 +159,13 @@ impl Qom {
     }
 }
 
-impl<T> Ask<T> {
+impl<T> PendingReply<T> {
     /// When the request was sent.
     pub fn sent(&self) -> Instant {
         self.pending.sent()
     }
 
-    /// Whether a result has come, and [`Ask::wait`] waits for nothing.
+    /// Whether a result has come, and [`PendingReply::wait`] waits for nothing.
     pub fn is_ready(&self) -> bool {
         self.pending.is_ready()
     }

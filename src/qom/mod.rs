@@ -14,7 +14,7 @@ mod shape;
 mod value;
 
 pub use canonical::to_text;
-pub use client::{Ask, Qom};
+pub use client::{PendingReply, Qom};
 pub use error::{Error, Reason};
 pub use identity::Identity;
 pub use path::Path;

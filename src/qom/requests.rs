@@ -53,17 +53,17 @@ impl From<RawProperty<'_>> for Property {
 }
 
 /// The most properties that one object may have; real ones have some hundreds.
-const MOST_PROPERTIES: usize = 250_000;
+const MAX_PROPERTIES: usize = 250_000;
 
 /// A list of properties.
 type Properties<'a> = Compound<Vec<Compound<RawProperty<'a>>>>;
 
 fn check_count(properties: usize) -> serde_json::Result<()> {
-    if properties <= MOST_PROPERTIES {
+    if properties <= MAX_PROPERTIES {
         return Ok(());
     }
     Err(serde_json::Error::custom(format_args!(
-        "{properties} properties in one object, at most {MOST_PROPERTIES} are taken"
+        "{properties} properties in one object, at most {MAX_PROPERTIES} are taken"
     )))
 }
 

@@ -7,11 +7,11 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::qmp::Charge;
-use crate::qom::{Ask, Error, Valued};
+use crate::qom::{Error, PendingReply, Valued};
 
 /// What a reply may weigh, in bytes, for the parts of other objects to be kept until they are
 /// wanted. That of eight CPUs weighs two fifths of it.
-const MOST_KEPT: usize = 1 << 20;
+const MAX_KEPT: usize = 1 << 20;
 
 /// A request for several objects. Whoever needs one of them first waits for the reply; then each
 /// object's part is there to be taken.
@@ -26,14 +26,14 @@ pub struct Batch {
 pub type Part = (Vec<Valued>, Option<Charge>);
 
 enum Reply {
-    Asked(Ask<Vec<Vec<Valued>>>),
+    Asked(PendingReply<Vec<Vec<Valued>>>),
     /// The charge goes to who takes the first part: only one of that size is kept.
     Came(Vec<Option<Vec<Valued>>>, Option<Charge>),
     Failed(Error),
 }
 
 impl Batch {
-    pub fn new(ask: Ask<Vec<Vec<Valued>>>, objects: usize) -> Arc<Batch> {
+    pub fn new(ask: PendingReply<Vec<Vec<Valued>>>, objects: usize) -> Arc<Batch> {
         Arc::new(Batch {
             sent: ask.sent(),
             objects,
@@ -89,7 +89,7 @@ impl Batch {
             Ok(came) => came,
             Err(e) => return Reply::Failed(e),
         };
-        let fits = parts.iter().flatten().map(weight).sum::<usize>() <= MOST_KEPT;
+        let fits = parts.iter().flatten().map(weight).sum::<usize>() <= MAX_KEPT;
         let kept = |(i, part)| (fits || i == index).then_some(part);
         Reply::Came(parts.into_iter().enumerate().map(kept).collect(), charge)
     }

@@ -11,11 +11,11 @@ use super::inodes::Ino;
 use super::listing::Listing;
 
 /// Listings by the inode of their directory, each for a lifetime from when it was asked for.
-pub struct Listings {
+pub struct ListingCache {
     lifetime: Duration,
     cached: Mutex<Cached>,
     /// Counts what made listings stale. One that was asked for under another count is not kept.
-    changes: AtomicU64,
+    generation: AtomicU64,
 }
 
 struct Cached {
@@ -23,15 +23,15 @@ struct Cached {
     purge_at: Instant,
 }
 
-impl Listings {
-    pub fn new(lifetime: Duration) -> Listings {
-        Listings {
+impl ListingCache {
+    pub fn new(lifetime: Duration) -> ListingCache {
+        ListingCache {
             lifetime,
             cached: Mutex::new(Cached {
                 by_ino: HashMap::new(),
                 purge_at: Instant::now(),
             }),
-            changes: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
         }
     }
 
@@ -43,7 +43,7 @@ impl Listings {
 
     /// How long a listing of this directory holds from now on: not at all if something is known to
     /// have changed since it was asked for.
-    pub fn left(&self, ino: Ino, listing: &Arc<Listing>) -> Duration {
+    pub fn ttl(&self, ino: Ino, listing: &Arc<Listing>) -> Duration {
         match self.cached.lock().by_ino.get(&ino) {
             Some((cached, asked)) if Arc::ptr_eq(cached, listing) => {
                 self.lifetime.saturating_sub(asked.elapsed())
@@ -52,21 +52,21 @@ impl Listings {
         }
     }
 
-    /// The count to give to [`Listings::put`], read before the listing is asked for.
-    pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::SeqCst)
+    /// The count to give to [`ListingCache::put`], read before the listing is asked for.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// Keeps a listing for as long as it holds. One that was asked for before the last change is
     /// what QEMU answered, but nothing to build on.
-    pub fn put(&self, ino: Ino, listing: Listing, asked: Instant, changes: u64) -> Arc<Listing> {
+    pub fn put(&self, ino: Ino, listing: Listing, asked: Instant, generation: u64) -> Arc<Listing> {
         let listing = Arc::new(listing);
         let mut cached = self.cached.lock();
         let now = Instant::now();
         if now >= cached.purge_at {
             self.purge(&mut cached, now);
         }
-        if changes == self.changes() && now - asked < self.lifetime {
+        if generation == self.generation() && now - asked < self.lifetime {
             cached.by_ino.insert(ino, (listing.clone(), asked));
         }
         listing
@@ -93,13 +93,13 @@ impl Listings {
 
     /// The object under this inode changed.
     pub fn drop_one(&self, ino: Ino) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.cached.lock().by_ino.remove(&ino);
     }
 
     /// Anything may have changed.
     pub fn drop_all(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.cached.lock().by_ino.clear();
     }
 }
@@ -114,24 +114,24 @@ mod tests {
 
     #[test]
     fn served_for_its_lifetime_only() {
-        let listings = Listings::new(Duration::from_millis(50));
-        let kept = listings.put(2, empty(), Instant::now(), listings.changes());
-        assert!(listings.left(2, &kept) > Duration::ZERO && listings.get(2).is_some());
+        let listings = ListingCache::new(Duration::from_millis(50));
+        let kept = listings.put(2, empty(), Instant::now(), listings.generation());
+        assert!(listings.ttl(2, &kept) > Duration::ZERO && listings.get(2).is_some());
         let old = Instant::now() - Duration::from_millis(60);
-        let old = listings.put(3, empty(), old, listings.changes());
-        assert!(listings.left(3, &old).is_zero() && listings.get(3).is_none());
+        let old = listings.put(3, empty(), old, listings.generation());
+        assert!(listings.ttl(3, &old).is_zero() && listings.get(3).is_none());
         listings.drop_one(2);
-        assert!(listings.left(2, &kept).is_zero() && listings.get(2).is_none());
-        let anew = listings.put(2, empty(), Instant::now(), listings.changes());
-        assert!(listings.left(2, &kept).is_zero() && !listings.left(2, &anew).is_zero());
+        assert!(listings.ttl(2, &kept).is_zero() && listings.get(2).is_none());
+        let anew = listings.put(2, empty(), Instant::now(), listings.generation());
+        assert!(listings.ttl(2, &kept).is_zero() && !listings.ttl(2, &anew).is_zero());
     }
 
     #[test]
     fn not_kept_when_something_changed_meanwhile() {
-        let listings = Listings::new(Duration::from_secs(10));
-        let changes = listings.changes();
+        let listings = ListingCache::new(Duration::from_secs(10));
+        let generation = listings.generation();
         listings.drop_one(7);
-        let listing = listings.put(2, empty(), Instant::now(), changes);
-        assert!(listings.left(2, &listing).is_zero() && listings.get(2).is_none());
+        let listing = listings.put(2, empty(), Instant::now(), generation);
+        assert!(listings.ttl(2, &listing).is_zero() && listings.get(2).is_none());
     }
 }

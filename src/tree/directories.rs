@@ -72,7 +72,7 @@ impl Tree {
     ) -> Result<()> {
         let Shown { listing, sizes, .. } = directory;
         // Looked up once it is read: it may have been dropped since it was opened.
-        let left = self.listings.left(directory.ino, listing);
+        let left = self.listings.ttl(directory.ino, listing);
         for (index, name) in [(0, "."), (1, "..")] {
             let ino = if index == 0 {
                 directory.ino

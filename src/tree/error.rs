@@ -42,7 +42,7 @@ impl Error {
         }
     }
 
-    /// What QEMU refused, as a number (design §4). The words go to the log here, once.
+    /// What QEMU refused, as a number. The words go to the log here, once.
     pub fn from_qom(error: &qom::Error, doing: Doing) -> Error {
         // The path in it is QEMU's text too.
         warn!("{}", printable(&error.to_string()));

@@ -4,37 +4,37 @@ use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::ahead::{ListAsk, Listed, Moment};
+use super::ahead::{InFlight, ListingRequest, Stamp};
 use super::batch::Batch;
 use super::directories::Sizes;
 use super::error::Doing;
 use super::listing::{Entry, Listing};
-use super::lookahead::{NEAR_END, Next};
-use super::walk::{Opened, Pace, WINDOW};
+use super::lookahead::{NEAR_END, Plan};
+use super::walk::{Mode, Opened, WINDOW};
 use super::{Error, Ino, Process, ROOT, Result, Tree, Wait};
 use crate::qmp::Charge;
-use crate::qom::{self, Ask, Path, Property, Reason, Request, Valued};
+use crate::qom::{self, Path, PendingReply, Property, Reason, Request, Valued};
 
 /// The most that listings may take beside one more, in bytes: QEMU may be compromised, and list without
 /// end. Those of 200 CPUs take a twentieth.
-const MOST_LISTED: usize = 64 << 20;
+const MAX_LISTED: usize = 64 << 20;
 /// A listing that takes less may go beyond that, by half of it.
-const SMALL: usize = 1 << 20;
+const SMALL_LISTING: usize = 1 << 20;
 
 /// The listing of an object as it came, with the values if they were asked for.
-struct Came {
+struct FetchedListing {
     properties: Vec<Property>,
     sent: Instant,
-    values: Option<(Vec<Valued>, Moment)>,
+    values: Option<(Vec<Valued>, Stamp)>,
     /// Until the listing is made of it.
     _charge: Option<Charge>,
 }
 
-impl Came {
-    fn names(ask: Ask<Vec<Property>>) -> StdResult<Came, qom::Error> {
+impl FetchedListing {
+    fn names(ask: PendingReply<Vec<Property>>) -> StdResult<FetchedListing, qom::Error> {
         let sent = ask.sent();
         let (properties, charge) = ask.wait_charged()?;
-        Ok(Came {
+        Ok(FetchedListing {
             properties,
             sent,
             values: None,
@@ -42,11 +42,15 @@ impl Came {
         })
     }
 
-    fn values((values, charge): (Vec<Valued>, Option<Charge>), sent: Instant, moment: Moment) -> Came {
-        Came {
+    fn values(
+        (values, charge): (Vec<Valued>, Option<Charge>),
+        sent: Instant,
+        stamp: Stamp,
+    ) -> FetchedListing {
+        FetchedListing {
             properties: values.iter().map(|v| v.property.clone()).collect(),
             sent,
-            values: Some((values, moment)),
+            values: Some((values, stamp)),
             _charge: charge,
         }
     }
@@ -78,27 +82,27 @@ impl Tree {
 
     fn fetch_listing(&self, ino: Ino, process: Option<Process>, wait: Wait) -> Result<Arc<Listing>> {
         let path = self.object(ino)?;
-        let changes = self.listings.changes();
+        let generation = self.listings.generation();
         let came = match wait {
-            Wait::Yes => self.ask_or_take_listing(&path, process, changes),
+            Wait::Yes => self.ask_or_take_listing(&path, process, generation),
             Wait::No => Ok(self
-                .received_listing(&path, process, changes)
+                .received_listing(&path, process, generation)
                 .ok_or(libc::EWOULDBLOCK)?),
         };
         match came {
             Ok(mut came) => {
                 if let Some(process) = process {
-                    self.keep(process, ino, &path, &mut came);
+                    self.store_values(process, ino, &path, &mut came);
                 }
-                self.still_there(ino)?;
+                self.ensure_alive(ino)?;
                 self.inodes.lock().errors.clear(ino);
                 let listing = Listing::new(came.properties, &self.entries, |count| {
                     self.inodes.lock().reserve(count)
                 });
                 self.make_room(&listing, &path)?;
-                Ok(self.listings.put(ino, listing, came.sent, changes))
+                Ok(self.listings.put(ino, listing, came.sent, generation))
             }
-            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::List))),
+            Err(e) => Err(self.record_error(ino, Error::from_qom(&e, Doing::List))),
         }
     }
 
@@ -107,15 +111,15 @@ impl Tree {
         &self,
         path: &Path,
         process: Option<Process>,
-        changes: u64,
-    ) -> StdResult<Came, qom::Error> {
+        generation: u64,
+    ) -> StdResult<FetchedListing, qom::Error> {
         let now = || {
             let values = process.is_some_and(|process| self.wants_values(process));
             self.ask_listing(path, values, process)
                 .and_then(|listed| self.finish(path, listed))
         };
         process.map_or(Ok(()), |process| self.ask_along(process, path))?;
-        match self.ahead.take_listing(process, path, changes) {
+        match self.ahead.take_listing(process, path, generation) {
             Some(listed) => self.finish(path, listed).or_else(|e| match e.reason() {
                 Reason::Undecodable => now(),
                 _ => Err(e),
@@ -125,15 +129,22 @@ impl Tree {
     }
 
     /// A listing that was asked for ahead and has come.
-    fn received_listing(&self, path: &Path, process: Option<Process>, changes: u64) -> Option<Came> {
-        if !self.ahead.is_ready(process?, path, changes) {
+    fn received_listing(
+        &self,
+        path: &Path,
+        process: Option<Process>,
+        generation: u64,
+    ) -> Option<FetchedListing> {
+        if !self.ahead.is_ready(process?, path, generation) {
             return None;
         }
-        let listed = self.ahead.take_listing(process, path, changes)?;
-        let (sent, moment) = (listed.sent(), listed.moment);
+        let listed = self.ahead.take_listing(process, path, generation)?;
+        let (sent, stamp) = (listed.sent(), listed.stamp);
         match listed.ask {
-            ListAsk::Names(ask) => Came::names(ask).ok(),
-            ListAsk::Values(batch, index) => Some(Came::values(batch.take(index).ok()??, sent, moment)),
+            ListingRequest::Names(ask) => FetchedListing::names(ask).ok(),
+            ListingRequest::Values(batch, index) => {
+                Some(FetchedListing::values(batch.take(index).ok()??, sent, stamp))
+            }
         }
     }
 
@@ -144,8 +155,8 @@ impl Tree {
     fn make_room(&self, listing: &Listing, path: &Path) -> Result<()> {
         // A small one is not to fail because of large ones that somebody else holds.
         let most = match listing.weight() {
-            ..SMALL => MOST_LISTED * 3 / 2,
-            _ => MOST_LISTED,
+            ..SMALL_LISTING => MAX_LISTED * 3 / 2,
+            _ => MAX_LISTED,
         };
         let others = || self.entries.held() - listing.weight();
         if others() > most {
@@ -173,9 +184,9 @@ impl Tree {
     }
 
     /// What a request that is sent now will have to be judged by.
-    pub(super) fn moment(&self) -> Moment {
-        Moment {
-            changes: self.listings.changes(),
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp {
+            generation: self.listings.generation(),
             writes: self.ahead.writes(),
         }
     }
@@ -185,26 +196,26 @@ impl Tree {
         path: &Path,
         values: bool,
         process: Option<Process>,
-    ) -> StdResult<Listed, qom::Error> {
-        let moment = self.moment();
+    ) -> StdResult<InFlight, qom::Error> {
+        let stamp = self.stamp();
         let ask = if values {
             let ask = self.qom.ask(Request::list_get(std::slice::from_ref(path)))?;
-            ListAsk::Values(Batch::new(ask, 1), 0)
+            ListingRequest::Values(Batch::new(ask, 1), 0)
         } else {
-            ListAsk::Names(self.qom.ask(Request::list(path))?)
+            ListingRequest::Names(self.qom.ask(Request::list(path))?)
         };
-        Ok(Listed { ask, process, moment })
+        Ok(InFlight { ask, process, stamp })
     }
 
     /// Waits for a listing.
-    fn finish(&self, path: &Path, listed: Listed) -> StdResult<Came, qom::Error> {
-        let (sent, moment) = (listed.sent(), listed.moment);
+    fn finish(&self, path: &Path, listed: InFlight) -> StdResult<FetchedListing, qom::Error> {
+        let (sent, stamp) = (listed.sent(), listed.stamp);
         let (batch, index) = match listed.ask {
-            ListAsk::Names(ask) => return Came::names(ask),
-            ListAsk::Values(batch, index) => (batch, index),
+            ListingRequest::Names(ask) => return FetchedListing::names(ask),
+            ListingRequest::Values(batch, index) => (batch, index),
         };
         let failed = match batch.take(index) {
-            Ok(Some(came)) => return Ok(Came::values(came, sent, moment)),
+            Ok(Some(came)) => return Ok(FetchedListing::values(came, sent, stamp)),
             Ok(None) => None,
             Err(e) => Some(e),
         };
@@ -222,16 +233,16 @@ impl Tree {
             },
             None => self.qom.lacks_list_get(),
         }
-        Came::names(self.qom.ask(Request::list(path))?)
+        FetchedListing::names(self.qom.ask(Request::list(path))?)
     }
 
     /// Keeps the values that came with an object's listing for the process that reads them.
-    fn keep(&self, process: Process, ino: Ino, path: &Path, came: &mut Came) {
-        let Some((values, moment)) = came.values.take() else {
+    fn store_values(&self, process: Process, ino: Ino, path: &Path, came: &mut FetchedListing) {
+        let Some((values, stamp)) = came.values.take() else {
             return;
         };
         let count = values.len();
-        self.ahead.keep(process, path, came.sent, moment.writes, values);
+        self.ahead.store(process, path, came.sent, stamp.writes, values);
         let useful = self.ahead.has_values(process, path);
         self.walks.lock().of(process).asked_whole(ino, count, useful);
     }
@@ -264,21 +275,21 @@ impl Tree {
         entry: &Arc<Entry>,
         process: Process,
     ) -> Option<StdResult<String, qom::Error>> {
-        let served = self.ahead.serve(process, path, &entry.name)?;
+        let served = self.ahead.take(process, path, &entry.name)?;
         let (_, next) = self.learn_open(parent, entry, process);
         self.ask_objects(process, next);
         Some(served)
     }
 
     /// Learns from an open, and says which objects to ask for now.
-    fn learn_open(&self, parent: Ino, entry: &Arc<Entry>, process: Process) -> (Opened, Option<Next>) {
+    fn learn_open(&self, parent: Ino, entry: &Arc<Entry>, process: Process) -> (Opened, Option<Plan>) {
         let has_list_get = self.qom.has_list_get();
         let mut walks = self.walks.lock();
         let walk = walks.of(process);
         let opened = walk.opened(parent, entry);
-        let next = match (walk.pace(), opened.left) {
-            (Some(_), Some(0)) if !has_list_get => Next::of(walk, false, 0),
-            (Some(Pace::Reading), Some(NEAR_END)) if has_list_get => Next::of(walk, true, 0),
+        let next = match (walk.mode(), opened.left) {
+            (Some(_), Some(0)) if !has_list_get => Plan::of(walk, false, 0),
+            (Some(Mode::Reading), Some(NEAR_END)) if has_list_get => Plan::of(walk, true, 0),
             _ => None,
         };
         (opened, next)
@@ -293,15 +304,15 @@ impl Tree {
         whole: bool,
     ) -> StdResult<String, qom::Error> {
         let (parent, path) = object;
-        let at_hand = || self.ahead.serve(process, path, &entry.name);
+        let at_hand = || self.ahead.take(process, path, &entry.name);
         if let Some(served) = at_hand() {
             return served;
         }
         if !self.ahead.has_values(process, path) {
-            let changes = self.listings.changes();
-            if let Some(asked) = self.ahead.take_values(process, path, changes) {
+            let generation = self.listings.generation();
+            if let Some(asked) = self.ahead.take_values(process, path, generation) {
                 let mut came = self.finish(path, asked)?;
-                self.keep(process, parent, path, &mut came);
+                self.store_values(process, parent, path, &mut came);
                 if let Some(served) = at_hand() {
                     return served;
                 }
@@ -310,7 +321,7 @@ impl Tree {
                 let mut came = self.finish(path, asked)?;
                 // What the open itself asked for stands, however long it took.
                 let own = came.take(&entry.name);
-                self.keep(process, parent, path, &mut came);
+                self.store_values(process, parent, path, &mut came);
                 if let Some(own) = own {
                     return own;
                 }
@@ -327,7 +338,7 @@ impl Tree {
         entry: &Entry,
         process: Process,
         opened: &Opened,
-        next_object: Option<Next>,
+        next_object: Option<Plan>,
     ) -> StdResult<String, qom::Error> {
         let get = || Request::get(path, &entry.name);
         let ahead = self.ahead.take_value(process, path, &entry.name);

@@ -13,7 +13,7 @@ use crate::qom::{self, Kind, Request};
 
 /// The most that all open files together may hold, in bytes: QEMU may be compromised, and a
 /// value may be as long as a line.
-const MOST_HELD: usize = 128 << 20;
+const MAX_HELD: usize = 128 << 20;
 
 /// How much open files hold.
 pub type Held = Arc<AtomicUsize>;
@@ -71,7 +71,7 @@ struct Text {
 impl Text {
     fn hold(bytes: Vec<u8>, held: &Held) -> Option<Arc<Text>> {
         let before = held.fetch_add(bytes.len(), Ordering::Relaxed);
-        let fits = before + bytes.len() <= MOST_HELD;
+        let fits = before + bytes.len() <= MAX_HELD;
         // Dropped again at once if not, and uncounted so.
         let text = Text {
             bytes,
@@ -211,15 +211,15 @@ impl Tree {
             }
         };
         let mut text = self.read(ino, answer)?.into_bytes();
-        self.still_there(ino)?;
+        self.ensure_alive(ino)?;
         text.push(b'\n');
-        self.show_size(ino, text.len());
+        self.set_read_size(ino, text.len());
         Text::hold(text, &self.held).ok_or_else(|| {
             let why = format!(
-                "{path} {}: open files hold more than {MOST_HELD} bytes",
+                "{path} {}: open files hold more than {MAX_HELD} bytes",
                 entry.name
             );
-            self.failed(ino, Error::refused(libc::ENOMEM, &why))
+            self.record_error(ino, Error::refused(libc::ENOMEM, &why))
         })
     }
 
@@ -230,12 +230,12 @@ impl Tree {
                 self.inodes.lock().errors.clear(ino);
                 Ok(text)
             }
-            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::Read))),
+            Err(e) => Err(self.record_error(ino, Error::from_qom(&e, Doing::Read))),
         }
     }
 
     /// Shows the length of what was read as the size, and makes the kernel forget another.
-    pub(super) fn show_size(&self, ino: Ino, size: usize) {
+    pub(super) fn set_read_size(&self, ino: Ino, size: usize) {
         let changed = self.inodes.lock().set_size(ino, size as u64);
         if changed && let Some(kernel) = self.kernel.get() {
             kernel.attributes_changed(ino);
@@ -284,19 +284,19 @@ impl Tree {
                        device_del (in QMP and in the human monitor; virsh detach-device)";
             return Err(self.refuse_write(ino, libc::EPERM, why));
         }
-        self.ahead.wrote();
+        self.ahead.note_write();
         let outcome = self
             .qom
             .set_text(file.connection, &path, &entry.name, &entry.declared, text);
         // Even a refused or unanswered write may have changed something.
-        self.ahead.wrote();
+        self.ahead.note_write();
         self.listings.drop_one(parent); // it may have added and removed properties
         match outcome {
             Ok(()) => {
                 self.inodes.lock().errors.clear(ino);
                 Ok(())
             }
-            Err(e) => Err(self.failed(ino, Error::from_qom(&e, Doing::Write))),
+            Err(e) => Err(self.record_error(ino, Error::from_qom(&e, Doing::Write))),
         }
     }
 
@@ -306,6 +306,6 @@ impl Tree {
             Ok((_, path, entry)) => format!("write to {path} {}: {why}", entry.name),
             Err(_) => why.to_owned(),
         };
-        self.failed(ino, Error::refused(errno, &what))
+        self.record_error(ino, Error::refused(errno, &what))
     }
 }

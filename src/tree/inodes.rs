@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::by_name::ByName;
-use super::errors::LastErrors;
+use super::last_errors::LastErrors;
 use super::listing::Entry;
 use super::names::{file_name, is_odd};
 use crate::qom::{Kind, Path};
@@ -57,11 +57,11 @@ pub struct Inodes {
 }
 
 /// Below this many nodes it is not worth while to give memory back before all are forgotten.
-const MANY: usize = 4096;
+const SHRINK_ABOVE: usize = 4096;
 
 /// The most that inodes may weigh. A hostile tree is endless, and the kernel forgets only when
 /// the whole machine is short of memory. Real trees weigh a tenth of it.
-const HEAVIEST: usize = 192 << 20;
+const MAX_WEIGHT: usize = 192 << 20;
 
 impl Default for Inodes {
     fn default() -> Self {
@@ -113,7 +113,7 @@ impl Inodes {
     /// number if it has none yet. An entry that changed its type is another one and gets a new
     /// number. `size` is that of its value, where that came with a listing: of a value that somebody has
     /// opened, the size is what he reads. `None` when there are too many.
-    pub fn enter(
+    pub fn lookup(
         &mut self,
         parent: Ino,
         entry: &Arc<Entry>,
@@ -130,7 +130,7 @@ impl Inodes {
                 _ => self.detach(ino),
             }
         }
-        if self.weight > HEAVIEST {
+        if self.weight > MAX_WEIGHT {
             return None;
         }
         // Once the kernel has forgotten it, the same listing may name it again; while it has not,
@@ -282,7 +282,7 @@ impl Inodes {
             ino = parent;
         }
         let none = self.nodes.len() == 1 && self.peak > 1;
-        let few = none || (self.peak > MANY && self.nodes.len() < self.peak / 8);
+        let few = none || (self.peak > SHRINK_ABOVE && self.nodes.len() < self.peak / 8);
         if few {
             self.names.shrink();
             self.peak = self.nodes.len();

@@ -126,12 +126,12 @@ impl Tree {
             return Err(libc::EINVAL.into());
         }
         wait.allowed()?;
-        let answer = match self.ahead.serve(process, &path, &entry.name) {
+        let answer = match self.ahead.take(process, &path, &entry.name) {
             Some(served) => served,
             None => self.qom.request(Request::get(&path, &entry.name)),
         };
         let target = self.read(ino, answer)?;
-        self.still_there(ino)?;
+        self.ensure_alive(ino)?;
         let (patience, failure) = (self.patience(), Cell::new(None));
         let text = link_text(&path, &entry.file, &target, |parent, name| {
             let shown = self.shown_as(parent, name, &patience);
@@ -141,9 +141,9 @@ impl Tree {
             })
         });
         if let Some(e) = failure.take() {
-            return Err(self.failed(ino, e));
+            return Err(self.record_error(ino, e));
         }
-        self.show_size(ino, text.len());
+        self.set_read_size(ino, text.len());
         Ok(text)
     }
 }

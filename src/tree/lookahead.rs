@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use super::ahead::{ListAsk, Listed, Moment};
+use super::ahead::{InFlight, ListingRequest, Stamp};
 use super::batch::Batch;
 use super::listing::{Entry, Listing};
-use super::walk::{Pace, Walk};
+use super::walk::{Mode, Walk};
 use super::{Ino, Process, Tree};
-use crate::qom::{self, Ask, Path, Request, Valued};
+use crate::qom::{self, Path, PendingReply, Request, Valued};
 
 /// How many values of an object may be unread when the next object is asked for: enough to
 /// keep QEMU busy, few enough for the values to be fresh when it is their turn.
 pub(super) const NEAR_END: usize = 64;
 
 /// Objects that a walk lists next.
-pub(super) struct Next {
+pub(super) struct Plan {
     parent: Ino,
     objects: Vec<Arc<Entry>>,
     /// How many of them to ask for, beginning with the first that was not asked for yet.
@@ -26,8 +26,8 @@ pub(super) struct Next {
     values: bool,
 }
 
-impl Next {
-    pub(super) fn of(walk: &Walk, values: bool, lead: usize) -> Option<Next> {
+impl Plan {
+    pub(super) fn of(walk: &Walk, values: bool, lead: usize) -> Option<Plan> {
         let row = walk.next_objects()?;
         let (batch, lead) = match row.batch() {
             _ if !values => (lead + 1, lead),
@@ -36,7 +36,7 @@ impl Next {
             // The next batch should be asked for before the walk is through with this one.
             batch => (batch, lead.max(batch / 4)),
         };
-        Some(Next {
+        Some(Plan {
             parent: row.parent,
             objects: row.objects.iter().take(lead + batch).cloned().collect(),
             batch,
@@ -66,20 +66,20 @@ impl Tree {
         let mut walks = self.walks.lock();
         let walk = walks.of(process);
         walk.listed(ino, parent, &entry.file, listing);
-        match walk.pace() {
+        match walk.mode() {
             None => {}
-            Some(Pace::Listing) => {
-                let next = Next::of(walk, false, lead);
+            Some(Mode::Listing) => {
+                let next = Plan::of(walk, false, lead);
                 drop(walks);
                 self.ask_objects(process, next);
             }
-            Some(Pace::Reading) if self.qom.has_list_get() => {
+            Some(Mode::Reading) if self.qom.has_list_get() => {
                 let near = listing.values().len() <= NEAR_END;
-                let next = if near { Next::of(walk, true, lead) } else { None };
+                let next = if near { Plan::of(walk, true, lead) } else { None };
                 drop(walks);
                 self.ask_objects(process, next);
             }
-            Some(Pace::Reading) => {
+            Some(Mode::Reading) => {
                 let first = walk.first_value().cloned();
                 drop(walks);
                 if let (Some(entry), Ok(path)) = (first, self.object(ino)) {
@@ -92,25 +92,25 @@ impl Tree {
     /// Where nothing is asked ahead: asks for an object that is to be listed with its values, together with
     /// those that the walk comes to next.
     pub(super) fn ask_along(&self, process: Process, path: &Path) -> Result<(), qom::Error> {
-        let changes = self.listings.changes();
+        let generation = self.listings.generation();
         if !self.qom.is_one_at_a_time()
             || !self.wants_values(process)
-            || self.ahead.is_listed(process, path, true, changes)
+            || self.ahead.is_listed(process, path, true, generation)
         {
             return Ok(());
         }
-        let next = Next::of(self.walks.lock().of(process), true, 0);
+        let next = Plan::of(self.walks.lock().of(process), true, 0);
         let wanted = next.map_or_else(Vec::new, |next| self.wanted(process, &next));
         if wanted.first() == Some(path) {
-            let moment = self.moment();
+            let stamp = self.stamp();
             let ask = self.qom.ask(Request::list_get(&wanted))?;
-            self.put_batch(process, wanted, ask, moment);
+            self.put_batch(process, wanted, ask, stamp);
         }
         Ok(())
     }
 
     /// Asks for listings ahead, as many as are wanted and not at hand.
-    pub(super) fn ask_objects(&self, process: Process, next: Option<Next>) {
+    pub(super) fn ask_objects(&self, process: Process, next: Option<Plan>) {
         let Some(next) = next else {
             return;
         };
@@ -118,20 +118,20 @@ impl Tree {
         if !next.values {
             self.ask_names(process, wanted);
         } else if !wanted.is_empty() {
-            let moment = self.moment();
+            let stamp = self.stamp();
             if let Some(ask) = self.qom.ask_ahead(Request::list_get(&wanted)) {
-                self.put_batch(process, wanted, ask, moment);
+                self.put_batch(process, wanted, ask, stamp);
             }
         }
     }
 
     /// Those of the objects that come next that are to be asked for now: they are not at hand, and there is
     /// room for them.
-    fn wanted(&self, process: Process, next: &Next) -> Vec<Path> {
+    fn wanted(&self, process: Process, next: &Plan) -> Vec<Path> {
         let Ok(parent) = self.object(next.parent) else {
             return Vec::new();
         };
-        let changes = self.listings.changes();
+        let generation = self.listings.generation();
         let mut asked = 0;
         let mut wanted = Vec::with_capacity(next.batch);
         for entry in &next.objects {
@@ -144,13 +144,13 @@ impl Tree {
                 let ino = self.inodes.lock().named(next.parent, &entry.file);
                 ino.is_some_and(|ino| self.listings.get(ino).is_some())
             };
-            if !known && !self.ahead.is_listed(process, &path, next.values, changes) {
+            if !known && !self.ahead.is_listed(process, &path, next.values, generation) {
                 wanted.push(path);
             } else if wanted.is_empty() {
                 asked += 1;
             }
         }
-        let room = self.ahead.room(process, next.values, changes);
+        let room = self.ahead.room(process, next.values, generation);
         wanted.truncate(match next.values {
             _ if asked > next.lead => 0,
             true if room > 0 => next.batch,
@@ -160,13 +160,19 @@ impl Tree {
     }
 
     /// Keeps what was asked for: several objects with their values in one request.
-    fn put_batch(&self, process: Process, paths: Vec<Path>, ask: Ask<Vec<Vec<Valued>>>, moment: Moment) {
+    fn put_batch(
+        &self,
+        process: Process,
+        paths: Vec<Path>,
+        ask: PendingReply<Vec<Vec<Valued>>>,
+        stamp: Stamp,
+    ) {
         let batch = Batch::new(ask, paths.len());
         for (index, path) in paths.into_iter().enumerate() {
-            let listed = Listed {
-                ask: ListAsk::Values(batch.clone(), index),
+            let listed = InFlight {
+                ask: ListingRequest::Values(batch.clone(), index),
                 process: Some(process),
-                moment,
+                stamp,
             };
             self.ahead.put_listing(path, listed);
         }
@@ -175,14 +181,14 @@ impl Tree {
     /// Asks for the listings of objects, without values.
     fn ask_names(&self, process: Process, paths: Vec<Path>) {
         for path in paths {
-            let moment = self.moment();
+            let stamp = self.stamp();
             let Some(ask) = self.qom.ask_ahead(Request::list(&path)) else {
                 return;
             };
-            let listed = Listed {
-                ask: ListAsk::Names(ask),
+            let listed = InFlight {
+                ask: ListingRequest::Names(ask),
                 process: Some(process),
-                moment,
+                stamp,
             };
             self.ahead.put_listing(path, listed);
         }

@@ -8,11 +8,11 @@ mod by_name;
 mod cache;
 mod directories;
 mod error;
-mod errors;
 mod fetch;
 mod files;
 mod handles;
 mod inodes;
+mod last_errors;
 mod last_write;
 mod links;
 mod listing;
@@ -35,7 +35,7 @@ use crate::qom::{Kind, Path, Qom};
 
 use ahead::Ahead;
 pub use attributes::Attributes;
-use cache::Listings;
+use cache::ListingCache;
 pub use directories::{Directory, Item, Shown};
 pub use error::{Error, Result, Wait};
 use files::{File, Held};
@@ -96,7 +96,7 @@ pub struct Tree {
     kernel: OnceLock<Box<dyn Kernel>>,
     entries: Entries,
     inodes: Mutex<Inodes>,
-    listings: Listings,
+    listings: ListingCache,
     files: Handles<File>,
     held: Held,
     directories: Handles<Directory>,
@@ -118,7 +118,7 @@ impl Tree {
             kernel: OnceLock::new(),
             entries: Entries::default(),
             inodes: Mutex::default(),
-            listings: Listings::new(settings.entry_timeout),
+            listings: ListingCache::new(settings.entry_timeout),
             files: Handles::default(),
             held: Held::default(),
             directories: Handles::default(),
@@ -138,7 +138,7 @@ impl Tree {
         let weak = Arc::downgrade(&tree);
         tree.qom.monitor().on_renewal(Box::new(move || {
             if let Some(tree) = weak.upgrade() {
-                tree.distrust_everything();
+                tree.invalidate_all();
             }
         }));
         tree
@@ -177,7 +177,7 @@ impl Tree {
 
     fn lookup_in(&self, parent: Ino, file: &str, listing: &Arc<Listing>) -> Result<Found> {
         let (index, entry) = listing.find(file).ok_or(libc::ENOENT)?;
-        let lifetime = self.listings.left(parent, listing);
+        let lifetime = self.listings.ttl(parent, listing);
         self.enter(parent, entry, listing.reserved(index), None, lifetime)
     }
 
@@ -195,7 +195,7 @@ impl Tree {
         lifetime: Duration,
     ) -> Result<Found> {
         let mut inodes = self.inodes.lock();
-        let Some(ino) = inodes.enter(parent, entry, reserved, size) else {
+        let Some(ino) = inodes.lookup(parent, entry, reserved, size) else {
             drop(inodes); // what is said to the log is said under no lock
             return Err(Error::refused(
                 libc::ENOMEM,
@@ -257,12 +257,12 @@ impl Tree {
 
     /// Makes sure that an answer is about what was asked: while it was on its way, QEMU may have
     /// announced the end of the object, and another one have taken its path.
-    fn still_there(&self, ino: Ino) -> Result<()> {
+    fn ensure_alive(&self, ino: Ino) -> Result<()> {
         self.inodes.lock().get(ino).map(drop).ok_or(libc::ENOENT.into())
     }
 
     /// Remembers why something failed, and drops what is no longer true of it.
-    fn failed(&self, ino: Ino, error: Error) -> Error {
+    fn record_error(&self, ino: Ino, error: Error) -> Error {
         let Some(words) = &error.words else {
             return error;
         };
@@ -273,13 +273,13 @@ impl Tree {
                 .property(ino)
                 .ok()
                 .filter(|(_, path, entry)| entry.kind != Kind::Child && words.contains(&format!("'{path}'")));
-            self.gone(object.map_or(ino, |(parent, ..)| parent));
+            self.forget_object(object.map_or(ino, |(parent, ..)| parent));
         }
         error
     }
 
     /// QEMU no longer has the object or property of this inode.
-    fn gone(&self, ino: Ino) {
+    fn forget_object(&self, ino: Ino) {
         let mut inodes = self.inodes.lock();
         let Some((parent, entry)) = inodes.get(ino).filter(|_| ino != ROOT) else {
             return;
@@ -295,7 +295,7 @@ impl Tree {
 
     /// QEMU says that the device at this path was unplugged. Values fetched ahead may be its own.
     fn device_deleted(&self, path: &Path) {
-        self.ahead.wrote();
+        self.ahead.note_write();
         let mut at = ROOT;
         for name in path.names() {
             let Some(below) = self.inodes.lock().child(at, name) else {
@@ -304,15 +304,15 @@ impl Tree {
             };
             at = below;
         }
-        self.gone(at);
+        self.forget_object(at);
     }
 
     /// Nothing that was learned can be relied on any more: it is another QEMU, or events were
     /// lost.
-    pub fn distrust_everything(&self) {
+    pub fn invalidate_all(&self) {
         self.listings.drop_all();
         self.ahead.clear();
-        self.qom.meet();
+        self.qom.detect_features();
         *self.descriptions.lock() = Descriptions::default();
     }
 }

@@ -106,9 +106,9 @@ impl Tree {
         let replaced = self.inodes.lock().named(parent, file);
         let object = self.object(parent)?;
         let outcome = self.target(&object, &target).and_then(|target| {
-            self.ahead.wrote();
+            self.ahead.note_write();
             let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
-            self.ahead.wrote();
+            self.ahead.note_write();
             self.listings.drop_one(parent); // it may have added and removed properties
             outcome.map_err(|e| Error::from_qom(&e, Doing::Write))
         });
@@ -123,7 +123,7 @@ impl Tree {
         });
         if let Err(e) = outcome {
             return Err(match replaced {
-                Some(link) => self.failed(link, e),
+                Some(link) => self.record_error(link, e),
                 None => e,
             });
         }

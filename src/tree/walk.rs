@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::inodes::Ino;
 use super::listing::{Entry, Listing};
 
-/// How long a pause ends a walk (design §5).
+/// How long a pause ends a walk.
 pub const WINDOW: Duration = Duration::from_millis(100);
 
 /// The most objects that are asked for in one request. More would save hardly anything: of the time
 /// that QEMU takes over a request, what it takes over the request itself is an eighth then.
-pub const MOST_IN_BATCH: usize = 8;
+pub const MAX_IN_BATCH: usize = 8;
 
 /// So many values take QEMU about as long to evaluate in one request as one in a request of its own.
 const WORTH_A_READ: usize = 16;
@@ -28,7 +28,7 @@ pub struct Walk {
     pace: Duration,
     listed: Instant,
     /// The object listed last, and the objects around it that were listed before.
-    levels: Vec<Level>,
+    frames: Vec<Frame>,
     /// A second child of one object was listed: this is no single `ls`.
     walking: bool,
     /// The values of the object listed before the last one were read, all of them.
@@ -40,7 +40,7 @@ pub struct Walk {
     whole: Option<(Ino, usize)>,
 }
 
-struct Level {
+struct Frame {
     ino: Ino,
     listing: Arc<Listing>,
     /// Which of its children was listed last, and when.
@@ -54,7 +54,7 @@ struct Level {
     next_value: usize,
 }
 
-impl Level {
+impl Frame {
     /// The children that were not listed yet, if they are listed in order.
     fn rest(&self) -> &[Arc<Entry>] {
         let next = self.child.map_or(0, |child| child + 1);
@@ -63,19 +63,19 @@ impl Level {
 }
 
 /// Objects in the order in which a walk lists them.
-pub struct Row<'a> {
+pub struct Siblings<'a> {
     /// The object that they are in.
     pub parent: Ino,
     pub objects: &'a [Arc<Entry>],
     pace: Duration,
 }
 
-impl Row<'_> {
+impl Siblings<'_> {
     /// How many may be asked for in one request with their values, for the walk to come to the
     /// last of them while these may still be served.
     pub fn batch(&self) -> usize {
         let reached = (WINDOW / 2).as_micros() / self.pace.as_micros().max(1);
-        usize::try_from(reached).map_or(MOST_IN_BATCH, |n| n.clamp(1, MOST_IN_BATCH))
+        usize::try_from(reached).map_or(MAX_IN_BATCH, |n| n.clamp(1, MAX_IN_BATCH))
     }
 }
 
@@ -96,7 +96,7 @@ impl Walk {
             last: now,
             pace: WINDOW,
             listed: now,
-            levels: Vec::new(),
+            frames: Vec::new(),
             walking: false,
             reading: false,
             opened: None,
@@ -122,11 +122,11 @@ impl Walk {
     /// Whether the values of the object listed last were read, all of them: then those of the
     /// next one will be too. An object without any tells nothing.
     pub fn reads_what_it_lists(&self) -> bool {
-        self.levels
+        self.frames
             .last()
-            .is_some_and(|level| match level.listing.values().len() {
+            .is_some_and(|frame| match frame.listing.values().len() {
                 0 => self.reading,
-                values => level.next_value >= values,
+                values => frame.next_value >= values,
             })
     }
 
@@ -137,13 +137,13 @@ impl Walk {
         self.pace = now - self.listed;
         self.listed = now;
         while self
-            .levels
+            .frames
             .last()
-            .is_some_and(|level| level.ino != parent || level.ino == ino)
+            .is_some_and(|frame| frame.ino != parent || frame.ino == ino)
         {
-            self.levels.pop();
+            self.frames.pop();
         }
-        if let Some(above) = self.levels.last_mut() {
+        if let Some(above) = self.frames.last_mut() {
             let child = above.listing.child(file);
             if above.child.is_some() {
                 self.walking |= above.child != child;
@@ -155,7 +155,7 @@ impl Walk {
             above.child = child;
             above.listed = now;
         }
-        self.levels.push(Level {
+        self.frames.push(Frame {
             ino,
             listing: listing.clone(),
             child: None,
@@ -167,29 +167,29 @@ impl Walk {
     }
 
     /// Whether requests may be made ahead of this walk; and whether it reads what it lists.
-    pub fn pace(&self) -> Option<Pace> {
+    pub fn mode(&self) -> Option<Mode> {
         match (self.reading, self.walking) {
-            (true, _) => Some(Pace::Reading),
-            (false, true) => Some(Pace::Listing),
+            (true, _) => Some(Mode::Reading),
+            (false, true) => Some(Mode::Listing),
             (false, false) => None,
         }
     }
 
     /// The objects that are listed next: the first one surely, if the walk goes on, the others
     /// (its siblings) soon. `None` when it goes by another order, or has come to its end.
-    pub fn next_objects(&self) -> Option<Row<'_>> {
-        let mut rows = self.levels.iter().rev().map(|level| (level, level.rest()));
-        let (level, objects) = rows.find(|(_, rest)| !rest.is_empty())?;
-        level.in_order.then_some(Row {
-            parent: level.ino,
+    pub fn next_objects(&self) -> Option<Siblings<'_>> {
+        let mut siblings = self.frames.iter().rev().map(|frame| (frame, frame.rest()));
+        let (frame, objects) = siblings.find(|(_, rest)| !rest.is_empty())?;
+        frame.in_order.then_some(Siblings {
+            parent: frame.ino,
             objects,
-            pace: level.pace.unwrap_or(self.pace),
+            pace: frame.pace.unwrap_or(self.pace),
         })
     }
 
     /// The first value of the object listed last.
     pub fn first_value(&self) -> Option<&Arc<Entry>> {
-        self.levels.last()?.listing.values().first()
+        self.frames.last()?.listing.values().first()
     }
 
     /// The process reads a property of the object `of`.
@@ -203,33 +203,33 @@ impl Walk {
             whole &= *before_again == 0;
             *before_again = before_again.saturating_sub(1);
         }
-        let Some(level) = self.levels.last_mut().filter(|level| level.ino == of) else {
+        let Some(frame) = self.frames.last_mut().filter(|frame| frame.ino == of) else {
             return Opened {
                 whole,
                 ..Opened::default()
             };
         };
-        let values = level.listing.values();
-        let in_order = values.get(level.next_value) == Some(entry);
+        let values = frame.listing.values();
+        let in_order = values.get(frame.next_value) == Some(entry);
         if in_order {
-            level.next_value += 1;
+            frame.next_value += 1;
         }
         let goes_on = in_order && (second || self.reading);
         Opened {
             whole,
             next: if goes_on {
-                values.get(level.next_value).cloned()
+                values.get(frame.next_value).cloned()
             } else {
                 None
             },
-            left: in_order.then(|| values.len() - level.next_value),
+            left: in_order.then(|| values.len() - frame.next_value),
         }
     }
 }
 
 /// How a walk proceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
+pub enum Mode {
     /// It lists objects and reads no values.
     Listing,
     /// It lists objects and reads all of their values.
@@ -265,13 +265,13 @@ pub mod tests {
     fn a_walk_shows_with_the_second_child() {
         let mut walk = Walk::new(Instant::now());
         walk.listed(1, 1, "", &listing("v A B"));
-        assert_eq!((walk.pace(), next(&walk)), (None, vec!["A".into(), "B".into()]));
+        assert_eq!((walk.mode(), next(&walk)), (None, vec!["A".into(), "B".into()]));
         walk.listed(2, 1, "A", &listing("v C"));
-        assert_eq!((walk.pace(), next(&walk)), (None, vec!["C".into()]));
+        assert_eq!((walk.mode(), next(&walk)), (None, vec!["C".into()]));
         walk.listed(3, 2, "C", &listing("v"));
-        assert_eq!((walk.pace(), next(&walk)), (None, vec!["B".into()]));
+        assert_eq!((walk.mode(), next(&walk)), (None, vec!["B".into()]));
         walk.listed(4, 1, "B", &listing("v"));
-        assert_eq!((walk.pace(), next(&walk)), (Some(Pace::Listing), vec![]));
+        assert_eq!((walk.mode(), next(&walk)), (Some(Mode::Listing), vec![]));
     }
 
     #[test]
@@ -298,10 +298,10 @@ pub mod tests {
         assert_eq!(walk.opened(1, c).next, None);
         assert!(walk.reads_what_it_lists());
         walk.listed(2, 1, "A", &listing("x y"));
-        assert_eq!(walk.pace(), Some(Pace::Reading));
+        assert_eq!(walk.mode(), Some(Mode::Reading));
         // It does not read this one: no reader any more.
         walk.listed(3, 1, "A", &listing("x y"));
-        assert_eq!(walk.pace(), None);
+        assert_eq!(walk.mode(), None);
     }
 
     #[test]
@@ -322,7 +322,7 @@ pub mod tests {
         walk.listed(1, 1, "", &listing("A B"));
         walk.listed(2, 1, "A", &listing("C"));
         walk.listed(3, 1, "B", &listing("v"));
-        assert_eq!(walk.pace(), Some(Pace::Listing));
+        assert_eq!(walk.mode(), Some(Mode::Listing));
     }
 
     #[test]

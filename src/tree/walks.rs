@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::walk::{WINDOW, Walk};
 
 /// Processes that are remembered at once.
-const MOST_WALKS: usize = 64;
+const MAX_WALKS: usize = 64;
 
 /// The walks of all processes, by process id as the kernel gives it.
 #[derive(Default)]
@@ -28,10 +28,10 @@ impl Walks {
     /// The walk of a process, begun anew after a pause.
     pub fn of(&mut self, process: u32) -> &mut Walk {
         let now = Instant::now();
-        if self.by_process.len() >= MOST_WALKS && !self.by_process.contains_key(&process) {
+        if self.by_process.len() >= MAX_WALKS && !self.by_process.contains_key(&process) {
             self.forget_old();
             let oldest = self.by_process.iter().min_by_key(|(_, walk)| walk.last);
-            if self.by_process.len() >= MOST_WALKS
+            if self.by_process.len() >= MAX_WALKS
                 && let Some((oldest, _)) = oldest
             {
                 let oldest = *oldest;
@@ -64,6 +64,6 @@ mod tests {
         for process in 0..1000 {
             walks.of(process);
         }
-        assert!(walks.by_process.len() <= MOST_WALKS);
+        assert!(walks.by_process.len() <= MAX_WALKS);
     }
 }

@@ -9,7 +9,7 @@ use crate::qom::{Description, Kind, Path, Property, Request};
 
 /// What the descriptions of types that are remembered may take, in bytes, or those of one type alone: a real
 /// QEMU has about 1,500 types, and says some KiB of each.
-const MOST_REMEMBERED: usize = 16 << 20;
+const MAX_REMEMBERED: usize = 16 << 20;
 
 type OfType = Arc<HashMap<String, Description>>;
 
@@ -134,7 +134,7 @@ impl Tree {
         let described = Arc::new(described);
         let weight = 512 + type_name.len() + described.iter().map(weight).sum::<usize>();
         let mut descriptions = self.descriptions.lock();
-        if descriptions.bytes + weight > MOST_REMEMBERED {
+        if descriptions.bytes + weight > MAX_REMEMBERED {
             descriptions.by_type.clear();
             descriptions.bytes = 0;
         }

@@ -11,7 +11,7 @@ use super::relay::Relay;
 use super::sh::{quote, sh};
 use super::truth::Object;
 
-/// How long nothing must happen for the daemon to take what follows for something new (design §5).
+/// How long nothing must happen for the daemon to take what follows for something new.
 pub const PAUSE: Duration = Duration::from_millis(250);
 
 /// A mount whose requests pass a relay. Listings hold for longer than any test takes, unless a test says otherwise.

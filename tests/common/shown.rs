@@ -1,4 +1,4 @@
-//! What a mount is to show, worked out anew from the design: this must not be the code that it checks.
+//! What a mount is to show, worked out anew from docs/semantics.md: this must not be the code that it checks.
 
 use std::collections::BTreeMap;
 

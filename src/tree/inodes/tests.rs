@@ -11,7 +11,7 @@ fn entry(name: &str, declared: &str, kind: Kind) -> Arc<Entry> {
 
 fn enter(inodes: &mut Inodes, parent: Ino, entry: &Arc<Entry>) -> Option<Ino> {
     let reserved = inodes.reserve(1);
-    inodes.enter(parent, entry, reserved, None)
+    inodes.lookup(parent, entry, reserved, None)
 }
 
 fn child(name: &str) -> Arc<Entry> {
@@ -69,12 +69,12 @@ fn sizes() {
     // Only of a value that nobody has opened does a listing tell the size.
     let entry = entry("q", "str", Kind::Value);
     let reserved = inodes.reserve(1);
-    let q = inodes.enter(ROOT, &entry, reserved, Some(7)).unwrap();
+    let q = inodes.lookup(ROOT, &entry, reserved, Some(7)).unwrap();
     assert_eq!(inodes.tell_size(q), 7);
-    inodes.enter(ROOT, &entry, reserved, Some(8)).unwrap();
+    inodes.lookup(ROOT, &entry, reserved, Some(8)).unwrap();
     assert_eq!(inodes.tell_size(q), 7);
     inodes.set_size(q, UNREAD_SIZE);
-    inodes.enter(ROOT, &entry, reserved, Some(8)).unwrap();
+    inodes.lookup(ROOT, &entry, reserved, Some(8)).unwrap();
     assert_eq!(inodes.tell_size(q), UNREAD_SIZE);
     assert!(inodes.object(p).is_none());
 }
