@@ -2,8 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qom_fuse::qmp::{Message, decode, escaped, printable};
+use qom_fuse::qmp::{Message, decode};
 use qom_fuse::qom::{Path, Request};
+use qom_fuse::text::{escaped, printable};
 
 fuzz_target!(|line: &[u8]| {
     match decode(line) {
