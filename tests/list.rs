@@ -292,7 +292,7 @@ fn words_of_other_users() {
         umount --all --lazy --types fuse.qom-fuse
         start() { # as whom, and what it says of its monitor
             $1 bash -c 'exec -a qemu-kvm bash -c "sleep 60; :" x -name "$2" -qmp "$1,server=on"' x "$2" "$3" &
-            until grep -q qemu-kvm /proc/$!/cmdline; do sleep 0.01; done
+            until [[ $(tr '\0' ' ' < /proc/$!/cmdline) = qemu-kvm* ]]; do sleep 0.01; done
         }
         other="setpriv --reuid=65534 --regid=65534 --clear-groups"
         start "$other" $'unix:/tmp/x;touch pwned \x23\e]0;X\a\e[2J' $'a  /tmp/b\e[2J'
