@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod discover;
 pub mod fuse;
+pub mod limits;
 pub mod logging;
 pub mod memory;
 pub mod mount;

@@ -15,10 +15,8 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 use syslog::{Facility, Formatter3164, LoggerBackend};
 
-/// Lines from warnings on down to info that may come at once, and per second after that: a
-/// peer can provoke as many as it likes.
-const BURST: f64 = 200.0;
-const PER_SECOND: f64 = 20.0;
+use crate::limits::{LOG_BURST, LOG_PER_SECOND};
+
 /// A line is cut at this many bytes, so that a pipe takes all of it or nothing.
 const MAX_LINE: usize = libc::PIPE_BUF;
 
@@ -132,7 +130,7 @@ impl State {
     fn new(output: Output) -> State {
         State {
             output,
-            allowance: BURST,
+            allowance: LOG_BURST,
             last: Instant::now(),
             suppressed: 0,
             lost: 0,
@@ -144,7 +142,7 @@ impl State {
     fn allow(&mut self, now: Instant) -> bool {
         let since: Duration = now.saturating_duration_since(self.last);
         self.last = now;
-        self.allowance = (self.allowance + since.as_secs_f64() * PER_SECOND).min(BURST);
+        self.allowance = (self.allowance + since.as_secs_f64() * LOG_PER_SECOND).min(LOG_BURST);
         if self.allowance < 1.0 {
             self.suppressed += 1;
             return false;
@@ -291,8 +289,8 @@ mod tests {
         let mut state = State::new(Output::Stderr);
         state.last = start;
         let passed = (0..10_000).filter(|_| state.allow(start)).count();
-        assert_eq!(passed, BURST as usize);
-        assert_eq!(state.suppressed, 10_000 - BURST as u64);
+        assert_eq!(passed, LOG_BURST as usize);
+        assert_eq!(state.suppressed, 10_000 - LOG_BURST as u64);
         assert!(state.allow(start + Duration::from_secs(1)));
     }
 }

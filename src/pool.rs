@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use log::error;
 use parking_lot::{Condvar, Mutex};
 
+use crate::limits::{READ_THREADS, WORKER_THREADS};
+
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The most threads beside those that call [`Pool::run`], for READs and for others. More jobs queue up.
-const MAX_READ_THREADS: usize = 16;
-const MAX_THREADS: usize = 64;
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Runs a job on the calling thread where that leaves other callers free, which saves a
@@ -45,8 +44,8 @@ impl Pool {
         Pool {
             inline,
             busy: AtomicUsize::new(0),
-            shared: Shared::new(MAX_THREADS),
-            reads: Shared::new(MAX_READ_THREADS),
+            shared: Shared::new(WORKER_THREADS),
+            reads: Shared::new(READ_THREADS),
         }
     }
 

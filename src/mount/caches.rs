@@ -10,12 +10,8 @@ use parking_lot::Mutex;
 
 use super::device::detach_thread;
 use super::{End, spawn};
+use crate::limits::{NAMES_WAITING, SIZE_THREADS};
 use crate::tree::{Ino, Kernel};
-
-/// Messages about names that may wait to be carried out.
-const MAX_WAITING: usize = 1024;
-/// How many files may grow at once: each may wait for a READ, which may wait for QEMU.
-const SIZE_THREADS: usize = 4;
 
 /// A message for the kernel that may wait there for an answer of ours, and who waits for it.
 struct Message {
@@ -38,7 +34,7 @@ impl KernelCaches {
     pub fn new(notifier: Notifier, device: OwnedFd, ends: &Sender<End>) -> io::Result<KernelCaches> {
         // For as long as the process lives.
         let device = device.into_raw_fd();
-        let (names, of_names) = sync_channel(MAX_WAITING);
+        let (names, of_names) = sync_channel(NAMES_WAITING);
         let (sizes, of_sizes) = sync_channel(SIZE_THREADS);
         // On threads of their own: the kernel waits until nothing else happens in a directory, or to a page.
         start(device, ends, "forgetter", Arc::new(Mutex::new(of_names)))?;

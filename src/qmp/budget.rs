@@ -1,27 +1,19 @@
 //! What replies take from when they are read until they are made use of.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use serde_json::value::RawValue;
 
 use super::error::Error;
 use super::wire::count_values;
+use crate::limits::{DECODING_BYTES, DECODING_WAIT, LINE_VALUES, REPLIES_AHEAD_BYTES, REPLY_AHEAD_BYTES};
 
-/// What all replies together may take, decoded, in bytes; one that takes more is let in alone.
-const MAX_TAKEN: usize = 64 << 20;
-/// How long those may be together that nobody waits for yet, in bytes, and each of them.
-const MAX_AHEAD: usize = 16 << 20;
-const MAX_ONE_AHEAD: usize = 2 << 20;
-/// The most values (array elements, object members) taken in one line.
-const MAX_VALUES: usize = 2 << 20;
 /// The most that one decoded value (an element, a member, a third of a property) takes, beside its text.
 const PER_VALUE: usize = 128;
 /// Shorter lines are not counted: there are at most as many as requests.
 const MIN_COUNTED: usize = 4 << 10;
-/// How long a reply waits for others, which only have to be decoded. Then it is refused.
-const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// Limits what replies take that are under way at once: many callers may ask for large ones.
 #[derive(Default)]
@@ -61,8 +53,8 @@ impl Budget {
             return Ok(None);
         }
         let values = count_values(line);
-        if values > MAX_VALUES {
-            let why = format!("{values} values in one line, at most {MAX_VALUES} are taken");
+        if values > LINE_VALUES {
+            let why = format!("{values} values in one line, at most {LINE_VALUES} are taken");
             return Err(Error::Undecodable(why));
         }
         let weight = 2 * line.len() + PER_VALUE * values;
@@ -75,9 +67,9 @@ impl Budget {
     }
 
     fn take(&self, weight: usize) -> Result<(), Error> {
-        let until = Instant::now() + MAX_WAIT;
+        let until = Instant::now() + DECODING_WAIT;
         let mut spent = self.spent.lock();
-        while spent.taken > 0 && spent.taken + weight > MAX_TAKEN {
+        while spent.taken > 0 && spent.taken + weight > DECODING_BYTES {
             if self.given_back.wait_until(&mut spent, until).timed_out() {
                 return Err(Error::TooMuch);
             }
@@ -120,7 +112,7 @@ impl Text {
         };
         let length = self.raw.get().len();
         let mut spent = charge.budget.spent.lock();
-        if length > MAX_ONE_AHEAD || spent.ahead + length > MAX_AHEAD {
+        if length > REPLY_AHEAD_BYTES || spent.ahead + length > REPLIES_AHEAD_BYTES {
             return false;
         }
         spent.ahead += length;
@@ -150,6 +142,7 @@ impl Text {
 mod tests {
     use super::*;
     use std::thread;
+    use std::time::Duration;
 
     fn line(length: usize) -> Vec<u8> {
         let mut line = vec![b'x'; length];
@@ -161,7 +154,7 @@ mod tests {
     fn room_for_some_or_for_one_that_is_too_large() {
         let budget = Arc::new(Budget::default());
         assert!(budget.charge(&line(MIN_COUNTED - 1)).unwrap().is_none());
-        let huge = budget.charge(&line(MAX_TAKEN)).unwrap();
+        let huge = budget.charge(&line(DECODING_BYTES)).unwrap();
         let start = Instant::now();
         let leaving = thread::spawn(move || {
             thread::sleep(Duration::from_millis(50));
@@ -170,10 +163,10 @@ mod tests {
         let next = budget.charge(&line(MIN_COUNTED)).unwrap();
         assert!(start.elapsed() >= Duration::from_millis(50), "it did not wait");
         leaving.join().unwrap();
-        let beside = budget.charge(&line(MAX_TAKEN / 4)).unwrap();
-        assert_eq!(budget.spent.lock().taken, 2 * MIN_COUNTED + MAX_TAKEN / 2);
+        let beside = budget.charge(&line(DECODING_BYTES / 4)).unwrap();
+        assert_eq!(budget.spent.lock().taken, 2 * MIN_COUNTED + DECODING_BYTES / 2);
         assert!(matches!(
-            budget.charge(&vec![b','; MAX_VALUES + 1]),
+            budget.charge(&vec![b','; LINE_VALUES + 1]),
             Err(Error::Undecodable(_))
         ));
         drop((next, beside));
@@ -189,9 +182,9 @@ mod tests {
             let charge = budget.charge(json.as_bytes()).unwrap();
             Text::new(RawValue::from_string(json).unwrap(), charge)
         };
-        assert!(!text(MAX_ONE_AHEAD + 1).set_aside());
-        let mut aside: Vec<Text> = (0..MAX_AHEAD / MAX_ONE_AHEAD)
-            .map(|_| text(MAX_ONE_AHEAD))
+        assert!(!text(REPLY_AHEAD_BYTES + 1).set_aside());
+        let mut aside: Vec<Text> = (0..REPLIES_AHEAD_BYTES / REPLY_AHEAD_BYTES)
+            .map(|_| text(REPLY_AHEAD_BYTES))
             .collect();
         assert!(aside.iter_mut().all(Text::set_aside));
         assert!(!text(MIN_COUNTED).set_aside());
@@ -200,7 +193,7 @@ mod tests {
         let spent = budget.spent.lock();
         assert_eq!(
             (spent.taken, spent.ahead),
-            (2 * MAX_ONE_AHEAD, MAX_AHEAD - MAX_ONE_AHEAD)
+            (2 * REPLY_AHEAD_BYTES, REPLIES_AHEAD_BYTES - REPLY_AHEAD_BYTES)
         );
         drop(spent);
         drop((up, aside));

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
-use super::wire::MAX_LINE;
+use crate::limits::LINE_BYTES;
 
 const CHUNK: usize = 64 << 10;
 
@@ -37,17 +37,17 @@ impl<R: Read> LineReader<R> {
     /// The next line without its `\n` or `\r\n`; `None` at the end of the stream.
     ///
     /// # Errors
-    /// `InvalidData` for a line over [`MAX_LINE`], `UnexpectedEof` for a stream that ends
+    /// `InvalidData` for a line over [`LINE_BYTES`], `UnexpectedEof` for a stream that ends
     /// within a line, else what the source says.
     pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
         let line = loop {
             if let Some(line) = self.complete() {
                 break line;
             }
-            if self.end - self.start > MAX_LINE {
+            if self.end - self.start > LINE_BYTES {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("a line over {} MiB", MAX_LINE >> 20),
+                    format!("a line over {} MiB", LINE_BYTES >> 20),
                 ));
             }
             self.make_room();
@@ -89,7 +89,7 @@ impl<R: Read> LineReader<R> {
         self.start = 0;
         if self.end == self.buffer.len() {
             // Room for the longest line and the newline that it may still have.
-            self.buffer.resize((self.end * 2).min(MAX_LINE + CHUNK), 0);
+            self.buffer.resize((self.end * 2).min(LINE_BYTES + CHUNK), 0);
         } else if self.end < CHUNK && self.buffer.len() > CHUNK {
             self.buffer.truncate(CHUNK);
             self.buffer.shrink_to_fit();

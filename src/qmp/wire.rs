@@ -8,13 +8,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::Error;
+use crate::limits::WORDS_BYTES;
 use crate::text::printable;
-
-/// The longest line taken from a monitor, in bytes. QEMU limits its own input alike.
-pub const MAX_LINE: usize = 64 << 20;
-
-/// The longest greeting or error that is decoded, in bytes.
-const MAX_WORDS: usize = 1 << 20;
 
 /// What the monitor says of its QEMU when a client connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,7 +181,7 @@ fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> serde_json::Result<T> {
 }
 
 fn short(raw: &RawValue) -> serde_json::Result<&RawValue> {
-    if raw.get().len() > MAX_WORDS {
+    if raw.get().len() > WORDS_BYTES {
         return Err(serde_json::Error::custom("too long"));
     }
     Ok(raw)

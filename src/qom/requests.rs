@@ -13,6 +13,7 @@ use super::error::Error;
 use super::path::Path;
 use super::property::{Description, Property, Valued};
 use super::shape::Compound;
+use crate::limits::{ATTRIBUTE_BYTES, OBJECT_PROPERTIES};
 use crate::qmp;
 
 /// A request whose reply decodes to a `T`.
@@ -52,18 +53,15 @@ impl From<RawProperty<'_>> for Property {
     }
 }
 
-/// The most properties that one object may have; real ones have some hundreds.
-const MAX_PROPERTIES: usize = 250_000;
-
 /// A list of properties.
 type Properties<'a> = Compound<Vec<Compound<RawProperty<'a>>>>;
 
 fn check_count(properties: usize) -> serde_json::Result<()> {
-    if properties <= MAX_PROPERTIES {
+    if properties <= OBJECT_PROPERTIES {
         return Ok(());
     }
     Err(serde_json::Error::custom(format_args!(
-        "{properties} properties in one object, at most {MAX_PROPERTIES} are taken"
+        "{properties} properties in one object, at most {OBJECT_PROPERTIES} are taken"
     )))
 }
 
@@ -145,11 +143,8 @@ fn value_text(name: &str, raw: &RawValue) -> Result<String, Error> {
     })
 }
 
-/// The longest extended attribute that there can be, in bytes.
-const LONGEST_ATTRIBUTE: usize = 64 << 10;
-
 fn is_short(text: &str) -> bool {
-    text.len() <= LONGEST_ATTRIBUTE
+    text.len() <= ATTRIBUTE_BYTES
 }
 
 impl Request<HashMap<String, Description>> {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::batch::Batch;
 use super::walk::WINDOW;
+use crate::limits::{REQUESTS_AHEAD, VALUES_AHEAD_BYTES};
 use crate::qom::{Error, Path, PendingReply, Property, Valued};
 
 /// Requests for listings ahead of one walk that it has not come to yet: without values, and with them,
@@ -20,10 +21,6 @@ const MAX_NAMES: usize = 4;
 const MAX_BATCHES: usize = 8;
 /// When a listing without values that its walk did not come to is given up, at the latest.
 const GIVE_UP: Duration = Duration::from_secs(1);
-/// Such requests ahead of all walks together, and as many for single values.
-const MAX_REQUESTS: usize = 32;
-/// Values held at once, in bytes. What does not fit is asked for one by one.
-const MAX_BYTES: usize = 16 << 20;
 
 /// A listing that was asked for, with or without the values.
 pub enum ListingRequest {
@@ -182,7 +179,7 @@ impl Ahead {
         listings.retain(|_, listed| self.is_good(listed, listed.process, generation));
         let of_this = listings.values().filter(|l| l.process == Some(process));
         let most = if values { MAX_BATCHES } else { MAX_NAMES };
-        let left = MAX_REQUESTS.saturating_sub(requests(listings.values()));
+        let left = REQUESTS_AHEAD.saturating_sub(requests(listings.values()));
         most.saturating_sub(requests(of_this)).min(left)
     }
 
@@ -218,7 +215,7 @@ impl Ahead {
     ) {
         let mut values = self.values.lock();
         values.retain(|_, value| value.ask.sent().elapsed() < WINDOW);
-        if values.len() >= MAX_REQUESTS {
+        if values.len() >= REQUESTS_AHEAD {
             return;
         }
         values.insert(
@@ -250,7 +247,7 @@ impl Ahead {
         let mut snapshots = self.snapshots.lock();
         snapshots.retain(|_, snapshot| snapshot.sent.elapsed() < WINDOW);
         let held: usize = snapshots.values().map(|snapshot| snapshot.bytes).sum();
-        if held + bytes <= MAX_BYTES {
+        if held + bytes <= VALUES_AHEAD_BYTES {
             let snapshot = Snapshot {
                 sent,
                 writes,

@@ -12,12 +12,10 @@ use super::listing::{Entry, Listing};
 use super::lookahead::{NEAR_END, Plan};
 use super::walk::{Mode, Opened, WINDOW};
 use super::{Error, Ino, Process, ROOT, Result, Tree, Wait};
+use crate::limits::LISTING_BYTES;
 use crate::qmp::Charge;
 use crate::qom::{self, Path, PendingReply, Property, Reason, Request, Valued};
 
-/// The most that listings may take beside one more, in bytes: QEMU may be compromised, and list without
-/// end. Those of 200 CPUs take a twentieth.
-const MAX_LISTED: usize = 64 << 20;
 /// A listing that takes less may go beyond that, by half of it.
 const SMALL_LISTING: usize = 1 << 20;
 
@@ -155,8 +153,8 @@ impl Tree {
     fn make_room(&self, listing: &Listing, path: &Path) -> Result<()> {
         // A small one is not to fail because of large ones that somebody else holds.
         let most = match listing.weight() {
-            ..SMALL_LISTING => MAX_LISTED * 3 / 2,
-            _ => MAX_LISTED,
+            ..SMALL_LISTING => LISTING_BYTES * 3 / 2,
+            _ => LISTING_BYTES,
         };
         let others = || self.entries.held() - listing.weight();
         if others() > most {

@@ -9,11 +9,8 @@ use parking_lot::Mutex;
 use super::error::Doing;
 use super::last_write::{LastWrite, Part};
 use super::{Error, Ino, Process, Result, Tree, Wait};
+use crate::limits::OPEN_FILE_BYTES;
 use crate::qom::{self, Kind, Request};
-
-/// The most that all open files together may hold, in bytes: QEMU may be compromised, and a
-/// value may be as long as a line.
-const MAX_HELD: usize = 128 << 20;
 
 /// How much open files hold.
 pub type Held = Arc<AtomicUsize>;
@@ -71,7 +68,7 @@ struct Text {
 impl Text {
     fn hold(bytes: Vec<u8>, held: &Held) -> Option<Arc<Text>> {
         let before = held.fetch_add(bytes.len(), Ordering::Relaxed);
-        let fits = before + bytes.len() <= MAX_HELD;
+        let fits = before + bytes.len() <= OPEN_FILE_BYTES;
         // Dropped again at once if not, and uncounted so.
         let text = Text {
             bytes,
@@ -216,7 +213,7 @@ impl Tree {
         self.set_read_size(ino, text.len());
         Text::hold(text, &self.held).ok_or_else(|| {
             let why = format!(
-                "{path} {}: open files hold more than {MAX_HELD} bytes",
+                "{path} {}: open files hold more than {OPEN_FILE_BYTES} bytes",
                 entry.name
             );
             self.record_error(ino, Error::refused(libc::ENOMEM, &why))

@@ -9,6 +9,7 @@ use super::by_name::ByName;
 use super::last_errors::LastErrors;
 use super::listing::Entry;
 use super::names::{file_name, is_odd};
+use crate::limits::INODE_BYTES;
 use crate::qom::{Kind, Path};
 pub use temporary::LIFETIME;
 use temporary::Temporary;
@@ -58,10 +59,6 @@ pub struct Inodes {
 
 /// Below this many nodes it is not worth while to give memory back before all are forgotten.
 const SHRINK_ABOVE: usize = 4096;
-
-/// The most that inodes may weigh. A hostile tree is endless, and the kernel forgets only when
-/// the whole machine is short of memory. Real trees weigh a tenth of it.
-const MAX_WEIGHT: usize = 192 << 20;
 
 impl Default for Inodes {
     fn default() -> Self {
@@ -130,7 +127,7 @@ impl Inodes {
                 _ => self.detach(ino),
             }
         }
-        if self.weight > MAX_WEIGHT {
+        if self.weight > INODE_BYTES {
             return None;
         }
         // Once the kernel has forgotten it, the same listing may name it again; while it has not,

@@ -3,12 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::inodes::Ino;
+use crate::limits::{ATTRIBUTE_BYTES, ERROR_BYTES};
 use crate::text::escaped;
-
-/// The longest text kept: what an extended attribute can hold.
-const MAX_LENGTH: usize = 64 << 10;
-/// How much is kept in all; the oldest go first.
-const MAX_BYTES: usize = 1 << 20;
 
 /// The last failure of each inode that has one.
 #[derive(Default)]
@@ -26,7 +22,7 @@ impl LastErrors {
         self.clear(ino);
         // People print these to a terminal.
         let words = escaped(words);
-        let mut cut = words.len().min(MAX_LENGTH);
+        let mut cut = words.len().min(ATTRIBUTE_BYTES);
         while !words.is_char_boundary(cut) {
             cut -= 1;
         }
@@ -34,7 +30,7 @@ impl LastErrors {
         self.texts.insert(ino, (self.next, words[..cut].to_owned()));
         self.order.insert(self.next, ino);
         self.next += 1;
-        while (self.bytes > MAX_BYTES || self.order.len() > MAX_BYTES / 64)
+        while (self.bytes > ERROR_BYTES || self.order.len() > ERROR_BYTES / 64)
             && let Some((_, oldest)) = self.order.first_key_value()
         {
             self.clear(*oldest);
@@ -60,17 +56,17 @@ mod tests {
     #[test]
     fn bounded_in_length_and_in_all() {
         let mut errors = LastErrors::default();
-        errors.set(1, &"ü".repeat(MAX_LENGTH));
-        assert!(errors.get(1).is_some_and(|t| t.len() <= MAX_LENGTH));
+        errors.set(1, &"ü".repeat(ATTRIBUTE_BYTES));
+        assert!(errors.get(1).is_some_and(|t| t.len() <= ATTRIBUTE_BYTES));
         for ino in 2..100 {
-            errors.set(ino, &"x".repeat(MAX_LENGTH));
+            errors.set(ino, &"x".repeat(ATTRIBUTE_BYTES));
         }
         assert!(errors.get(1).is_none() && errors.get(99).is_some());
-        assert!(errors.bytes <= MAX_BYTES);
+        assert!(errors.bytes <= ERROR_BYTES);
         for ino in 2..200_000 {
             errors.set(ino, "");
         }
-        assert!(errors.order.len() <= MAX_BYTES / 64);
+        assert!(errors.order.len() <= ERROR_BYTES / 64);
         errors.set(199_999, "again");
         assert_eq!(errors.get(199_999), Some("again"));
         errors.clear(199_999);

@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use super::error::Doing;
 use super::{Error, Ino, ROOT, Result, Tree, Wait};
+use crate::limits::DESCRIPTION_BYTES;
 use crate::qom::{Description, Kind, Path, Property, Request};
-
-/// What the descriptions of types that are remembered may take, in bytes, or those of one type alone: a real
-/// QEMU has about 1,500 types, and says some KiB of each.
-const MAX_REMEMBERED: usize = 16 << 20;
 
 type OfType = Arc<HashMap<String, Description>>;
 
@@ -134,7 +131,7 @@ impl Tree {
         let described = Arc::new(described);
         let weight = 512 + type_name.len() + described.iter().map(weight).sum::<usize>();
         let mut descriptions = self.descriptions.lock();
-        if descriptions.bytes + weight > MAX_REMEMBERED {
+        if descriptions.bytes + weight > DESCRIPTION_BYTES {
             descriptions.by_type.clear();
             descriptions.bytes = 0;
         }

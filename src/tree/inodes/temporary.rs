@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Ino, Inodes, Node};
+use crate::limits::TEMPORARY_LINKS;
 use crate::qom::Kind;
 use crate::tree::listing::Entry;
 
 /// How long such a link has to be renamed.
 pub const LIFETIME: Duration = Duration::from_secs(5);
-const MAX_TEMPORARIES: usize = 64;
 
 /// Such a link.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Inodes {
         if self.temporary_named(parent, file).is_some() {
             return Err(libc::EEXIST);
         }
-        if self.temporaries.len() >= MAX_TEMPORARIES {
+        if self.temporaries.len() >= TEMPORARY_LINKS {
             return Err(libc::ENOSPC);
         }
         let entry = Entry {
