@@ -67,7 +67,9 @@ pub fn suggested(machines: &[Machine]) -> Option<String> {
     monitors.into_iter().find_map(|at| match at {
         // A relative path leads nowhere: its folder may not be known.
         MonitorAt::Address(address) if address.starts_with('/') || address.starts_with("tcp:") => {
-            let exact = printable(address) == *address && !address.contains(char::REPLACEMENT_CHARACTER);
+            // A comma of a path would begin an option.
+            let exact =
+                printable(address) == *address && !address.contains([',', char::REPLACEMENT_CHARACTER]);
             exact.then(|| word(address))
         }
         _ => None,

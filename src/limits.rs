@@ -48,8 +48,9 @@ pub const WORKER_THREADS: usize = 64;
 pub const READ_THREADS: usize = 16;
 /// How many files may grow at once in the kernel: each may wait there for a READ, which may wait for QEMU.
 pub const SIZE_THREADS: usize = 4;
-/// Names that are gone and of which the kernel was not told yet. It forgets the others when their time is up.
-pub const NAMES_WAITING: usize = 1024;
+/// Names that are gone, and as many values that have grown, of which the kernel was not told yet. It forgets the
+/// others when their time is up.
+pub const MESSAGES_WAITING: usize = 1024;
 
 /// Lines from warnings on down to info that may come at once: a peer can provoke as many as it likes.
 pub const LOG_BURST: f64 = 200.0;

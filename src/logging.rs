@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -13,7 +14,6 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use socket2::SockRef;
-use syslog::{Facility, Formatter3164, LoggerBackend};
 
 use crate::limits::{LOG_BURST, LOG_PER_SECOND};
 
@@ -39,13 +39,10 @@ struct State {
     cut: bool,
 }
 
-type Syslog = syslog::Logger<LoggerBackend, Formatter3164>;
-
 enum Output {
     Stderr,
     File(File),
-    /// None while there is none.
-    Syslog(Option<Box<Syslog>>),
+    Syslog(UnixDatagram),
 }
 
 /// Starts the log at `level` (`RUST_LOG` overrides it), to stderr.
@@ -94,23 +91,11 @@ pub fn to_file(path: &Path) -> io::Result<()> {
 
 /// Sends the log to syslog (and so to the journal) from now on, whenever there is one.
 pub fn to_syslog() {
-    set(Output::Syslog(connect_syslog()));
-}
-
-fn connect_syslog() -> Option<Box<Syslog>> {
-    let formatter = Formatter3164 {
-        facility: Facility::LOG_DAEMON,
-        hostname: None,
-        process: "qom-fuse".into(),
-        pid: std::process::id(),
-    };
-    let logger = syslog::unix(formatter).ok()?;
-    let set = match &logger.backend {
-        LoggerBackend::Unix(socket) => socket.set_nonblocking(true),
-        LoggerBackend::UnixStream(stream) => stream.get_ref().set_nonblocking(true),
-        _ => Ok(()),
-    };
-    set.ok().map(|()| Box::new(logger))
+    if let Ok(socket) = UnixDatagram::unbound()
+        && socket.set_nonblocking(true).is_ok()
+    {
+        set(Output::Syslog(socket));
+    }
 }
 
 /// True when the log goes to the terminal.
@@ -225,25 +210,17 @@ fn write_stderr(line: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Sends a line to syslog; one that was started anew needs a new connection.
-fn send(syslog: &mut Option<Box<Syslog>>, level: Level, text: &str) -> io::Result<()> {
-    for _ in 0..2 {
-        let Some(logger) = syslog.take().or_else(connect_syslog) else {
-            break;
-        };
-        let logger = syslog.insert(logger);
-        let sent = match level {
-            Level::Error => logger.err(text),
-            Level::Warn => logger.warning(text),
-            Level::Info => logger.info(text),
-            Level::Debug | Level::Trace => logger.debug(text),
-        };
-        if sent.is_ok() {
-            return Ok(());
-        }
-        *syslog = None;
-    }
-    Err(ErrorKind::NotConnected.into())
+/// Sends a line to syslog, by its name each time: it may be started anew.
+fn send(socket: &UnixDatagram, level: Level, text: &str) -> io::Result<()> {
+    const DAEMON: u32 = 3 << 3;
+    let severity = match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    let line = format!("<{}>qom-fuse[{}]: {text}", DAEMON | severity, std::process::id());
+    socket.send_to(line.as_bytes(), "/dev/log").map(drop)
 }
 
 /// Seconds since 1970, with milliseconds.
@@ -263,6 +240,7 @@ impl Log for Logger {
         if !self.filter.matches(record) {
             return;
         }
+        let text = record.args().to_string(); // not under the lock: what panics here logs too
         let mut state = self.state.lock();
         if matches!(record.level(), Level::Warn | Level::Info) {
             if !state.allow(Instant::now()) {
@@ -273,7 +251,7 @@ impl Log for Logger {
                 state.write(Level::Warn, &format!("{suppressed} more lines came too fast"));
             }
         }
-        state.write(record.level(), &record.args().to_string());
+        state.write(record.level(), &text);
     }
 
     fn flush(&self) {}

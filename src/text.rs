@@ -14,7 +14,7 @@ pub fn printable(text: &str) -> String {
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        let acts = matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}'
+        let acts = matches!(c, '\u{061c}' | '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}'
             | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if c.is_control() || acts {
             out.extend(c.escape_default());

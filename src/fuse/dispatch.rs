@@ -84,7 +84,7 @@ impl Dispatch {
 }
 
 /// Contains a panic: the reply that it drops tells the caller EIO, and the thread goes on.
-fn catch_panic(job: impl FnOnce()) {
+pub(super) fn catch_panic(job: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(job)).is_err() {
         error!("internal error: a request failed with a panic; its caller got EIO");
     }

@@ -24,7 +24,7 @@ use crate::qom::Kind;
 use crate::tree::{OpenMode, Tree};
 use directory::{list, list_plus};
 pub use dispatch::THREADS;
-use dispatch::{Dispatch, Queue};
+use dispatch::{Dispatch, Queue, catch_panic};
 use reply::{
     BLOCK_SIZE, NAME_MAX, errno, max_write, page_size, reply_attr, reply_data, reply_empty, reply_entry,
     reply_opened, reply_xattr, text, word,
@@ -212,8 +212,10 @@ impl Filesystem for Fuse {
                 let reply = move || reply_opened(reply, opened.map(|opened| opened.handle), how);
                 match grown_to {
                     Some(size) => pool.run(move || {
-                        tree.tell_growth(ino.0, size);
-                        reply();
+                        catch_panic(|| {
+                            tree.tell_growth(ino.0, size);
+                            reply();
+                        });
                     }),
                     None => reply(),
                 }

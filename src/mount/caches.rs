@@ -4,14 +4,18 @@ use std::io::{self, Write};
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
 use super::device::detach_thread;
 use super::{End, spawn};
-use crate::limits::{NAMES_WAITING, SIZE_THREADS};
+use crate::limits::{MESSAGES_WAITING, SIZE_THREADS};
 use crate::tree::{Ino, Kernel};
+
+/// How long an open waits until the kernel knows its value's length.
+const GROWTH_WAIT: Duration = Duration::from_secs(10);
 
 /// A message for the kernel that may wait there for an answer of ours, and who waits for it.
 struct Message {
@@ -34,8 +38,8 @@ impl KernelCaches {
     pub fn new(notifier: Notifier, device: OwnedFd, ends: &Sender<End>) -> io::Result<KernelCaches> {
         // For as long as the process lives.
         let device = device.into_raw_fd();
-        let (names, of_names) = sync_channel(NAMES_WAITING);
-        let (sizes, of_sizes) = sync_channel(SIZE_THREADS);
+        let (names, of_names) = sync_channel(MESSAGES_WAITING);
+        let (sizes, of_sizes) = sync_channel(MESSAGES_WAITING);
         // On threads of their own: the kernel waits until nothing else happens in a directory, or to a page.
         start(device, ends, "forgetter", Arc::new(Mutex::new(of_names)))?;
         let of_sizes = Arc::new(Mutex::new(of_sizes));
@@ -85,8 +89,9 @@ impl Kernel for KernelCaches {
             bytes: store(ino, size - 1, b"\n"),
             done: Some(done),
         };
-        if self.sizes.send(message).is_ok() {
-            let _ = carried_out.recv(); // ends when the other side is dropped
+        // Who splices a value that the kernel could not be told of in time gets what it knows.
+        if self.sizes.try_send(message).is_ok() {
+            let _ = carried_out.recv_timeout(GROWTH_WAIT);
         }
     }
 

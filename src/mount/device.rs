@@ -246,13 +246,18 @@ fn by_fusermount(point: &Path, options: &Options) -> io::Result<OwnedFd> {
     match device {
         // It is sent once it is mounted.
         Some(device) => Ok(device),
-        None if status.is_ok_and(|status| status.success()) => {
-            let _ = take_away(point, MntFlags::empty());
+        None => {
+            // It may have been killed after it had mounted. Nobody else has: the folder was free, and is locked.
+            if is_mount_of(point, &format!("fuse.{}", options.subtype)) {
+                let _ = take_away(point, MntFlags::empty());
+            }
             Err(io::Error::other(
-                "no descriptor is left for the connection to the kernel",
+                match status.is_ok_and(|status| status.success()) {
+                    true => "no descriptor is left for the connection to the kernel".to_owned(),
+                    false => format!("fusermount3 failed: {}", said.trim()),
+                },
             ))
         }
-        None => Err(io::Error::other(format!("fusermount3 failed: {}", said.trim()))),
     }
 }
 

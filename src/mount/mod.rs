@@ -323,7 +323,12 @@ fn start_session(
         .map_err(|e| io::Error::new(e.kind(), format!("cannot start enough threads: {e}")))?;
     let over = ends.clone();
     spawn("fuse", ends, move || {
-        let _ = over.send(End::Unmounted(session.run()));
+        let ended = session.run().or_else(|e| match e.raw_os_error() {
+            // The connection ended while a request was being read from it: somebody unmounted it.
+            Some(libc::ECONNABORTED) => Ok(()),
+            _ => Err(e),
+        });
+        let _ = over.send(End::Unmounted(ended));
     })?;
     Ok(pool)
 }

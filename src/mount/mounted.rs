@@ -69,11 +69,13 @@ impl Mounted {
     /// # Errors
     /// Why it is still there.
     pub fn unmount_dead(&self) -> io::Result<()> {
+        // Opened before it is known to be ours: what is open never comes to mean another connection.
+        let abort = self.open_abort();
         let Some(place) = self.place()? else {
             return Ok(());
         };
         // For who is not root.
-        if let Ok(mut abort) = self.open_abort() {
+        if let Ok(mut abort) = abort {
             let _ = abort.write_all(b"1");
         }
         self.take_away(&place, MntFlags::MNT_FORCE)

@@ -122,6 +122,14 @@ impl Text {
         true
     }
 
+    /// Whether there is room now to take it up again.
+    pub(super) fn has_room(&self) -> bool {
+        self.charge.as_ref().is_none_or(|charge| {
+            let taken = charge.budget.spent.lock().taken;
+            charge.ahead.is_none() || taken == 0 || taken + charge.weight <= DECODING_BYTES
+        })
+    }
+
     /// Takes it up again, to be decoded.
     ///
     /// # Errors

@@ -201,7 +201,7 @@ impl Pending {
     /// What QEMU answered, or [`Error::Timeout`], or [`Error::Closed`].
     pub fn wait(self) -> Reply {
         let shared = &self.shared;
-        if self.cut_off {
+        if self.cut_off && !self.slot.has_result() {
             shared.complete(&self.slot, self.deadline)?;
         }
         let overdue = || {

@@ -151,9 +151,10 @@ impl Monitor {
         self.inner.current.lock().connection.greeting().clone()
     }
 
-    /// The number of the connection in force: each one that is made has another.
-    pub fn connection_number(&self) -> u64 {
-        self.inner.current.lock().number
+    /// The number of the connection in force, if there is one: each one that is made has another.
+    pub fn connection_number(&self) -> Option<u64> {
+        let current = self.inner.current.lock();
+        current.connection.closed().is_none().then_some(current.number)
     }
 
     /// Sends a request; [`Pending::wait`] gives its reply. One that is about what a connection had is sent

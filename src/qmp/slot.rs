@@ -56,9 +56,9 @@ impl Slot {
         late
     }
 
-    /// Whether the reply is there, and no error.
+    /// Whether the reply is there and no error, and taking it waits for nothing.
     pub fn has_result(&self) -> bool {
-        matches!(*self.outcome.lock(), Outcome::Done(Ok(_)))
+        matches!(&*self.outcome.lock(), Outcome::Done(Ok(text)) if text.has_room())
     }
 
     /// Takes the reply, waiting for it until the deadline. `None` when it has not come; `overdue` is

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::error::Error;
+use super::error::{Error, secrets};
 use super::path::Path;
 use super::requests::Request;
 use super::value::{from_text, retyped};
@@ -82,7 +82,7 @@ impl Qom {
             Err(source) => Err(Error {
                 asked: request.asked,
                 source,
-                value: None,
+                secrets: Vec::new(),
             }),
         }
     }
@@ -109,8 +109,8 @@ impl Qom {
     ///
     /// # Errors
     /// [`qmp::Error::Reconnected`], and as above.
-    pub fn request_on<T>(&self, connection: u64, request: Request<T>) -> Result<T, Error> {
-        self.ask_on(Some(connection), request)?.wait()
+    pub fn request_on<T>(&self, connection: Option<u64>, request: Request<T>) -> Result<T, Error> {
+        self.ask_on(connection, request)?.wait()
     }
 
     /// Sets a property to what a text means: by the declared type, and once more as the JSON
@@ -121,7 +121,7 @@ impl Qom {
     /// QEMU's verdict on the value that fits best.
     pub fn set_text(
         &self,
-        connection: u64,
+        connection: Option<u64>,
         path: &Path,
         property: &str,
         declared: &str,
@@ -130,7 +130,7 @@ impl Qom {
         let set = |value: &Value| {
             let answer = self.request_on(connection, Request::set(path, property, value));
             answer.map_err(|e| Error {
-                value: Some(text.to_owned()),
+                secrets: secrets(text, value),
                 ..e
             })
         };
@@ -190,7 +190,7 @@ impl<T> PendingReply<T> {
         result.map_err(|source| Error {
             asked: self.asked,
             source,
-            value: None,
+            secrets: Vec::new(),
         })
     }
 }

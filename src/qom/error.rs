@@ -1,5 +1,7 @@
 //! Why QEMU would not do something, and what that means.
 
+use serde_json::Value;
+
 use crate::qmp;
 use crate::text::printable;
 
@@ -10,12 +12,29 @@ pub struct Error {
     /// The request in a few words: `qom-get /machine graphics`.
     pub asked: String,
     pub source: qmp::Error,
-    /// What was to be set: perhaps a secret, which this error does not show.
-    pub value: Option<String>,
+    /// The parts of what was to be set, which this error does not show, the longest first.
+    pub secrets: Vec<String>,
 }
 
 /// A value shorter than this is none, and stays where QEMU repeats it.
 const MIN_SECRET: usize = 4;
+
+/// What QEMU may repeat of a value that was to be set: its text, and each string and number in it.
+pub(super) fn secrets(text: &str, value: &Value) -> Vec<String> {
+    fn add(value: &Value, parts: &mut Vec<String>) {
+        match value {
+            Value::String(text) => parts.push(text.clone()),
+            Value::Number(number) => parts.push(number.to_string()),
+            Value::Array(values) => values.iter().for_each(|value| add(value, parts)),
+            Value::Object(members) => members.values().for_each(|value| add(value, parts)),
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+    let mut parts = vec![text.to_owned()];
+    add(value, &mut parts);
+    parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
+    parts
+}
 
 /// The meaning of an [`Error`], as far as QEMU's words tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,12 +81,11 @@ impl Error {
     }
 
     fn shown(&self) -> String {
-        match (&self.source, &self.value) {
-            (qmp::Error::Refused { desc, .. }, Some(value)) if value.len() >= MIN_SECRET => {
-                printable(&desc.replace(value.as_str(), "…"))
-            }
-            (source, _) => source.to_string(),
-        }
+        let qmp::Error::Refused { desc, .. } = &self.source else {
+            return self.source.to_string();
+        };
+        let secrets = self.secrets.iter().filter(|secret| secret.len() >= MIN_SECRET);
+        printable(&secrets.fold(desc.clone(), |desc, secret| desc.replace(secret.as_str(), "…")))
     }
 
     /// True when QEMU answered, and the answer was no.
@@ -112,6 +130,7 @@ fn by_words(desc: &str) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn reasons_by_qemus_words() {
@@ -122,7 +141,7 @@ mod tests {
                     class: class.into(),
                     desc: desc.into(),
                 },
-                value: None,
+                secrets: Vec::new(),
             }
             .reason()
         };
@@ -156,13 +175,13 @@ mod tests {
             asked: "qom-set /a p".into(),
             source: qmp::Error::Refused {
                 class: String::new(),
-                desc: "Parameter 'p' does not accept value 's3cr\net'".into(),
+                desc: "Parameter 'p' does not accept value 's3cr\net', nor inner, nor 12345".into(),
             },
-            value: Some("s3cr\net".into()),
+            secrets: secrets("s3cr\net", &json!({ "a": ["inner", 12345, true] })),
         };
         assert_eq!(
             refused.to_string(),
-            "qom-set /a p: Parameter 'p' does not accept value '…'"
+            "qom-set /a p: Parameter 'p' does not accept value '…', nor …, nor …"
         );
         assert!(refused.words().contains("s3cr"));
         assert_eq!(

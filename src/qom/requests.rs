@@ -139,7 +139,7 @@ fn value_text(name: &str, raw: &RawValue) -> Result<String, Error> {
     to_text(raw.get()).map_err(|e| Error {
         asked: format!("qom-list-get {name}"),
         source: qmp::Error::Undecodable(e.to_string()),
-        value: None,
+        secrets: Vec::new(),
     })
 }
 

@@ -1,23 +1,17 @@
-//! Inodes by file name.
+//! Inodes by name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::inodes::Ino;
 
-/// The inodes under each file name, by directory.
+/// The inodes under each name, by directory.
 #[derive(Debug, Default)]
 pub struct ByName(HashMap<Ino, HashMap<Arc<str>, Ino>>);
 
 impl ByName {
     pub fn get(&self, parent: Ino, file: &str) -> Option<Ino> {
         self.0.get(&parent)?.get(file).copied()
-    }
-
-    /// The names and inodes of a directory.
-    pub fn of_directory(&self, parent: Ino) -> impl Iterator<Item = (&Arc<str>, Ino)> {
-        let names = self.0.get(&parent).into_iter().flatten();
-        names.map(|(file, ino)| (file, *ino))
     }
 
     pub fn insert(&mut self, parent: Ino, file: Arc<str>, ino: Ino) {

@@ -18,8 +18,8 @@ pub type Held = Arc<AtomicUsize>;
 /// An open property.
 pub struct File {
     ino: Ino,
-    /// The connection that it was opened on: after it there may be another machine.
-    connection: u64,
+    /// The connection that it was opened on, if there was one: after it there may be another machine.
+    connection: Option<u64>,
     pinned: Mutex<Pinned>,
     last_write: Mutex<LastWrite>,
 }
@@ -29,7 +29,7 @@ enum Reader {
     /// An open by this process.
     Open(Process),
     /// A descriptor that was opened on this connection.
-    Descriptor(u64),
+    Descriptor(Option<u64>),
 }
 
 /// What opening a property gave.
@@ -209,6 +209,7 @@ impl Tree {
         };
         let mut text = self.read(ino, answer)?.into_bytes();
         self.ensure_alive(ino)?;
+        text.reserve_exact(1); // a push alone would double what it takes
         text.push(b'\n');
         self.set_read_size(ino, text.len());
         Text::hold(text, &self.held).ok_or_else(|| {

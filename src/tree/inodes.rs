@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::by_name::ByName;
 use super::last_errors::LastErrors;
 use super::listing::Entry;
-use super::names::{file_name, is_odd};
+use super::names::file_name;
 use crate::limits::INODE_BYTES;
 use crate::qom::{Kind, Path};
 pub use temporary::LIFETIME;
@@ -46,7 +46,10 @@ struct Node {
 pub struct Inodes {
     /// Numbers grow, and a walk touches those of one directory: a tree keeps them together.
     nodes: BTreeMap<Ino, Node>,
+    /// By file name.
     names: ByName,
+    /// Those that stand under another name than their own in QEMU would give alone, by that own name.
+    odd: ByName,
     /// Why the last operation on an inode failed.
     pub errors: LastErrors,
     temporaries: Vec<Ino>,
@@ -74,6 +77,7 @@ impl Default for Inodes {
         Inodes {
             nodes: BTreeMap::from([(ROOT, root)]),
             names: ByName::default(),
+            odd: ByName::default(),
             errors: LastErrors::default(),
             temporaries: Vec::new(),
             next: ROOT + 1,
@@ -139,12 +143,21 @@ impl Inodes {
         };
         let mut node = Node::new(parent, entry.clone());
         (node.lookups, node.size) = (1, size);
-        self.names.insert(parent, entry.file.clone(), ino);
-        self.insert(ino, node);
+        self.enter(ino, node);
         Some(ino)
     }
 
-    /// Adds a node, under no name yet.
+    /// Adds a node under its names.
+    fn enter(&mut self, ino: Ino, node: Node) {
+        let Entry { name, file, .. } = &*node.entry;
+        self.names.insert(node.parent, file.clone(), ino);
+        if **file != *file_name(name) {
+            self.odd.insert(node.parent, name.clone(), ino);
+        }
+        self.insert(ino, node);
+    }
+
+    /// Adds a node under no name.
     fn insert(&mut self, ino: Ino, node: Node) {
         if let Some(parent) = self.nodes.get_mut(&node.parent) {
             parent.children += 1;
@@ -169,10 +182,7 @@ impl Inodes {
         };
         let likely = self.named(parent, &file_name(name)).filter(is_it);
         // Its file name may have been another's first.
-        likely.or_else(|| {
-            let others = self.names.of_directory(parent).filter(|_| is_odd(name));
-            others.map(|(_, ino)| ino).find(is_it)
-        })
+        likely.or_else(|| self.odd.get(parent, name).filter(is_it))
     }
 
     /// The object that an inode is in, and its entry there; `None` when it is gone, with or without its
@@ -251,6 +261,7 @@ impl Inodes {
         };
         node.dead = true;
         self.names.remove(node.parent, &node.entry.file, ino);
+        self.odd.remove(node.parent, &node.entry.name, ino);
     }
 
     /// The kernel gives back `count` of the times that it was given this inode. True when so
@@ -282,6 +293,7 @@ impl Inodes {
         let few = none || (self.peak > SHRINK_ABOVE && self.nodes.len() < self.peak / 8);
         if few {
             self.names.shrink();
+            self.odd.shrink();
             self.peak = self.nodes.len();
         }
         few

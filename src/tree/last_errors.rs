@@ -20,14 +20,17 @@ pub struct LastErrors {
 impl LastErrors {
     pub fn set(&mut self, ino: Ino, words: &str) {
         self.clear(ino);
+        let cut = |words: &str| {
+            let mut end = words.len().min(ATTRIBUTE_BYTES);
+            while !words.is_char_boundary(end) {
+                end -= 1;
+            }
+            words[..end].to_owned()
+        };
         // People print these to a terminal.
-        let words = escaped(words);
-        let mut cut = words.len().min(ATTRIBUTE_BYTES);
-        while !words.is_char_boundary(cut) {
-            cut -= 1;
-        }
-        self.bytes += cut;
-        self.texts.insert(ino, (self.next, words[..cut].to_owned()));
+        let words = cut(&escaped(&cut(words)));
+        self.bytes += words.len();
+        self.texts.insert(ino, (self.next, words));
         self.order.insert(self.next, ino);
         self.next += 1;
         while (self.bytes > ERROR_BYTES || self.order.len() > ERROR_BYTES / 64)

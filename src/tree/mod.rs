@@ -307,8 +307,7 @@ impl Tree {
         self.forget_object(at);
     }
 
-    /// Nothing that was learned can be relied on any more: it is another QEMU, or events were
-    /// lost.
+    /// Nothing that was learned can be relied on any more: it may be another QEMU.
     pub fn invalidate_all(&self) {
         self.listings.drop_all();
         self.ahead.clear();

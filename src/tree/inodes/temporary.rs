@@ -106,9 +106,8 @@ impl Inodes {
         if let Some(old) = self.named(parent, &entry.file) {
             self.detach(old);
         }
-        self.names.insert(parent, entry.file.clone(), ino);
         let mut node = Node::new(parent, entry);
         node.lookups = lookups;
-        self.insert(ino, node);
+        self.enter(ino, node);
     }
 }
