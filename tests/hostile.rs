@@ -506,3 +506,62 @@ fn other_replies_of_many_small_or_of_long_parts() {
         still_serves(&mount);
     }
 }
+
+/// Events name objects that the kernel does not know, by names that are shown under others.
+#[test]
+fn floods_of_events_about_odd_names() {
+    let _alone = ALONE.lock();
+    let many = listing(20_000, "child<x>", |_| String::new()).replace("property-", "~");
+    let server = server(false, move |command, path, _| match (command, path) {
+        ("qom-list", "/o/many") => Some(Action::ReturnRaw(many.clone())),
+        ("qom-list", "/o") => Some(Action::Return(json!([
+            { "name": "good", "type": "string" },
+            { "name": "many", "type": "child<x>" },
+        ]))),
+        ("qom-list", path) if path.starts_with("/o/many/") => Some(Action::Return(json!([]))),
+        _ => None,
+    });
+    let mount = Mount::start_foreground(server.socket(), &["-o", "entry_timeout=600,timeout=30"]);
+    let out = sh_deadline(&format!("ls -l {}/o/many | wc -l", quote(mount.path())), LONG);
+    assert_eq!(out.ok().text(), "20001");
+    let events = |name: &str| {
+        let event = json!({ "event": "DEVICE_DELETED", "data": { "path": format!("/o/many/{name}") } });
+        server.send_raw(format!("{event}\r\n").repeat(20_000).as_bytes());
+    };
+    events("~nope");
+    events("nope");
+    // A reply that comes after them is read after them, within the timeout.
+    still_serves(&mount);
+}
+
+/// What is counted for open files is what they take.
+#[test]
+fn open_files_hold_what_is_counted() {
+    let _alone = ALONE.lock();
+    let value: Arc<str> = format!("\"{}\"", "x".repeat(400 << 10)).into();
+    let good = r#"[{"name": "good", "type": "string"},"#;
+    let many = listing(330, "string", |_| String::new()).replacen('[', good, 1);
+    let server = server(false, move |command, path, name| match (command, path, name) {
+        ("qom-list", "/o", _) => Some(Action::ReturnRaw(many.clone())),
+        ("qom-get", _, name) if name != "good" => Some(Action::ReturnRaw(value.to_string())),
+        _ => None,
+    });
+    let mount = Mount::start_foreground(server.socket(), &["-o", "timeout=60,no_readahead"]);
+    let script = format!(
+        "cd {}/o; n=0
+         for i in {{0..329}}; do exec {{fd}}<property-$i && n=$((n+1)); done 2>/dev/null
+         echo $n; awk '/VmRSS/ {{ print $2 }}' /proc/{}/status",
+        quote(mount.path()),
+        mount.pid()
+    );
+    let out = sh_deadline(&script, LONG);
+    let numbers: Vec<u64> = out
+        .ok()
+        .lines()
+        .iter()
+        .map(|line| line.parse().expect("a number"))
+        .collect();
+    assert!((300..330).contains(&numbers[0]), "{numbers:?}: 128 MiB of values");
+    assert!(numbers[1] < 200 << 10, "{numbers:?}");
+    still_serves(&mount);
+}

@@ -282,8 +282,58 @@ fn no_value_that_is_set_comes_into_the_log() {
             log.contains("qom-set") && log.contains("doesn't take value"),
             "{log}"
         );
-        assert!(!log.contains("s3cret"), "{log}");
+        assert!(!log.contains("s3cret") && !log.contains("31337"), "{log}");
     }
     let mode = fs::metadata(&file).expect("a log").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+/// A part of a structure, which QEMU repeats alone when it refuses it.
+#[test]
+fn no_part_of_a_value_that_is_set_comes_into_the_log() {
+    let tree = ScriptedTree::new()
+        .object("/o")
+        .prop("/o", "key", "Secrets", json!({}));
+    let words = "Parameter 'pass' does not accept value 's3cret-value' or 31337";
+    tree.hook("qom-set", "/o", "key", Action::error("GenericError", words));
+    let server = tree.serve();
+    let mount = Mount::start_foreground(server.socket(), &["-vv"]);
+    let (file, value) = (mount.join("o/key"), br#"{"pass":["s3cret-value",31337]}"#);
+    assert_eq!(write_file(&file, value), Err(libc::EINVAL));
+    let told = common::child::get_xattr(&file, "user.qom.error");
+    assert_eq!(told, Ok(words.as_bytes().to_vec()), "for who may see the file");
+    let log = mount.log();
+    assert!(log.contains("Parameter 'pass' does not accept value"), "{log}");
+    assert!(!log.contains("s3cret") && !log.contains("31337"), "{log}");
+}
+
+/// A /dev/log that takes no datagrams, and no more connections either.
+#[test]
+fn a_syslog_that_accepts_nobody_holds_nothing_up() {
+    let (_tree, server) = refusing();
+    let session = Session::new();
+    let path = session.dir().join("log.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let address = socket2::SockAddr::unix(&path).expect("an address");
+    let connect = || {
+        let socket =
+            socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("a socket");
+        socket.set_nonblocking(true).expect("not to wait");
+        socket.connect(&address).map(|()| socket)
+    };
+    let _waiting: Vec<_> = std::iter::repeat_with(connect).map_while(Result::ok).collect();
+    let script = format!(
+        "mkdir dev && mount -t tmpfs tmpfs dev
+         for n in fuse null; do touch dev/$n && mount --bind /dev/$n dev/$n; done
+         ln -s {} dev/log && mount --rbind dev /dev
+         timeout 20 qom-fuse {} mnt && {MANY} && fusermount3 -u mnt",
+        quote(&path),
+        quote(server.socket())
+    );
+    let out = session.run(&format!(
+        "exec unshare --mount --propagation private bash -c {}",
+        quote(script)
+    ));
+    assert_eq!(out.ok().text(), "good");
+    session.wait_ended(SOON);
 }

@@ -527,3 +527,26 @@ fn a_descriptor_does_not_outlive_its_machine() {
         assert_eq!(next.truth().get("/machine", "append"), Ok(json!("third")));
     }
 }
+
+/// The first access after QEMU is back succeeds, be it a write.
+#[test]
+fn the_first_write_to_a_machine_that_is_back() {
+    for which in Which::ALL {
+        let dir = folder();
+        let socket = dir.path().join("vm.sock");
+        let qemu = machine(which, "none", &socket, &[]);
+        let mount = Mount::start_foreground(&socket, &OPTIONS);
+        assert_eq!(read(&mount, "machine/append").as_deref(), Ok("\n"));
+        qemu.kill();
+        is_cut_off(&mount, "machine/type");
+        thread::sleep(4 * SECOND); // until it seldom tries unasked
+        let next = machine(which, "none", &socket, &[]);
+        assert_eq!(
+            write_file(mount.join("machine/append"), b"first"),
+            Ok(()),
+            "{}",
+            mount.log()
+        );
+        assert_eq!(next.truth().get("/machine", "append"), Ok(json!("first")));
+    }
+}
