@@ -193,6 +193,21 @@ fn received(syslog: &UnixDatagram) -> Vec<String> {
 }
 
 /// A stopped journald, or one that is started anew.
+/// Runs a command with a /dev that has this socket as /dev/log, for itself alone.
+fn with_dev_log(path: &Path, command: &str) -> String {
+    let script = format!(
+        "mkdir dev && mount -t tmpfs tmpfs dev
+         for n in fuse null; do touch dev/$n && mount --bind /dev/$n dev/$n; done
+         ln -s {} dev/log && mount --rbind dev /dev
+         {command}",
+        quote(path)
+    );
+    format!(
+        "exec unshare --mount --propagation private bash -c {}",
+        quote(script)
+    )
+}
+
 #[test]
 fn a_syslog_that_hangs_holds_nothing_up_and_one_that_comes_back_is_found() {
     let (_tree, server) = refusing();
@@ -204,18 +219,9 @@ fn a_syslog_that_hangs_holds_nothing_up_and_one_that_comes_back_is_found() {
         socket
     };
     let syslog = bind();
-    // A /dev with a /dev/log of our own, for this mount alone.
-    let script = format!(
-        "mkdir dev && mount -t tmpfs tmpfs dev
-         for n in fuse null; do touch dev/$n && mount --bind /dev/$n dev/$n; done
-         ln -s {} dev/log && mount --rbind dev /dev
-         qom-fuse {} mnt && {MANY}",
-        quote(&path),
-        quote(server.socket())
-    );
-    let out = session.run(&format!(
-        "exec unshare --mount --propagation private bash -c {}",
-        quote(script)
+    let out = session.run(&with_dev_log(
+        &path,
+        &format!("qom-fuse {} mnt && {MANY}", quote(server.socket())),
     ));
     assert_eq!(out.ok().text(), "good");
     let pids = session.pids();
@@ -322,18 +328,9 @@ fn a_syslog_that_accepts_nobody_holds_nothing_up() {
         socket.connect(&address).map(|()| socket)
     };
     let _waiting: Vec<_> = std::iter::repeat_with(connect).map_while(Result::ok).collect();
-    let script = format!(
-        "mkdir dev && mount -t tmpfs tmpfs dev
-         for n in fuse null; do touch dev/$n && mount --bind /dev/$n dev/$n; done
-         ln -s {} dev/log && mount --rbind dev /dev
-         timeout 20 qom-fuse {} mnt && {MANY} && fusermount3 -u mnt",
-        quote(&path),
-        quote(server.socket())
-    );
-    let out = session.run(&format!(
-        "exec unshare --mount --propagation private bash -c {}",
-        quote(script)
-    ));
+    let socket = quote(server.socket());
+    let command = format!("timeout 20 qom-fuse {socket} mnt && {MANY} && fusermount3 -u mnt");
+    let out = session.run(&with_dev_log(&path, &command));
     assert_eq!(out.ok().text(), "good");
     session.wait_ended(SOON);
 }
