@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,12 @@ const MAX_ALONE: usize = 5 << 18;
 pub struct Connection {
     shared: Arc<Shared>,
     greeting: Greeting,
+    /// Whether `qom-list-get` is worth a try.
+    list_get: AtomicBool,
 }
+
+/// The first QEMU with `qom-list-get`.
+const LIST_GET_SINCE: (u32, u32, u32) = (10, 1, 0);
 
 /// What those who wait and the reader share.
 struct Shared {
@@ -114,6 +120,7 @@ impl Connection {
         });
         let connection = Connection {
             shared: shared.clone(),
+            list_get: AtomicBool::new(greeting.version >= LIST_GET_SINCE),
             greeting,
         };
         thread::Builder::new()
@@ -142,6 +149,16 @@ impl Connection {
     /// Ends the connection; whoever waits for a reply gets [`Error::Closed`].
     pub fn hang_up(&self) {
         self.shared.close(Closed::Ours);
+    }
+
+    /// Whether this QEMU has `qom-list-get`, as far as is known.
+    pub fn has_list_get(&self) -> bool {
+        self.list_get.load(Ordering::Relaxed)
+    }
+
+    /// Remembers that this QEMU does not have it after all.
+    pub fn lacks_list_get(&self) {
+        self.list_get.store(false, Ordering::Relaxed);
     }
 
     /// Whether there is one request at a time.

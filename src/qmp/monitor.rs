@@ -148,7 +148,7 @@ impl Monitor {
 
     /// What the QEMU in force said of itself.
     pub fn greeting(&self) -> Greeting {
-        self.inner.current.lock().connection.greeting().clone()
+        self.current().greeting().clone()
     }
 
     /// The number of the connection in force, if there is one: each one that is made has another.
@@ -176,19 +176,17 @@ impl Monitor {
 
     /// Sends a request only if QEMU is there and ready to take it.
     pub fn try_send(&self, request: &[u8]) -> Option<Pending> {
-        let connection = self.inner.current.lock().connection.clone();
-        connection.try_send(request)
+        self.current().try_send(request)
     }
 
     /// Sends a request that nobody waits for yet, if QEMU is ready to take one.
     pub fn send_ahead(&self, request: &[u8]) -> Option<Pending> {
-        let connection = self.inner.current.lock().connection.clone();
-        connection.send_ahead(request)
+        self.current().send_ahead(request)
     }
 
-    /// Whether the QEMU in force is sent one request at a time, and so nothing ahead.
-    pub fn is_one_at_a_time(&self) -> bool {
-        self.inner.current.lock().connection.is_one_at_a_time()
+    /// The connection in force, or the one that was lost last, for what its QEMU can do.
+    pub fn current(&self) -> Arc<Connection> {
+        self.inner.current.lock().connection.clone()
     }
 
     /// How long a request may take.
@@ -198,7 +196,7 @@ impl Monitor {
 
     /// Whether there is no connection now.
     pub fn is_closed(&self) -> bool {
-        self.inner.current.lock().connection.closed().is_some()
+        self.current().closed().is_some()
     }
 
     /// Whether a lost connection is sought again: wanted, and possible for this address.

@@ -1,6 +1,5 @@
 //! Asking QEMU about objects.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -14,12 +13,7 @@ use crate::qmp::{self, Charge, Monitor, Pending};
 /// The object tree of the QEMU behind a monitor.
 pub struct Qom {
     monitor: Monitor,
-    /// Whether `qom-list-get` is worth a try.
-    list_get: AtomicBool,
 }
-
-/// The first QEMU with `qom-list-get`.
-const LIST_GET_SINCE: (u32, u32, u32) = (10, 1, 0);
 
 /// A request that was sent; [`PendingReply::wait`] gives its result.
 pub struct PendingReply<T> {
@@ -30,33 +24,22 @@ pub struct PendingReply<T> {
 
 impl Qom {
     pub fn new(monitor: Monitor) -> Qom {
-        let qom = Qom {
-            monitor,
-            list_get: AtomicBool::new(false),
-        };
-        qom.detect_features();
-        qom
-    }
-
-    /// To be called when another QEMU may be behind the monitor.
-    pub fn detect_features(&self) {
-        let has = self.monitor.greeting().version >= LIST_GET_SINCE;
-        self.list_get.store(has, Ordering::Relaxed);
+        Qom { monitor }
     }
 
     /// Whether this QEMU has `qom-list-get`, as far as is known.
     pub fn has_list_get(&self) -> bool {
-        self.list_get.load(Ordering::Relaxed)
+        self.monitor.current().has_list_get()
     }
 
     /// Remembers that this QEMU does not have it after all.
     pub fn lacks_list_get(&self) {
-        self.list_get.store(false, Ordering::Relaxed);
+        self.monitor.current().lacks_list_get();
     }
 
     /// Whether QEMU is sent one request at a time, and so nothing ahead.
     pub fn is_one_at_a_time(&self) -> bool {
-        self.monitor.is_one_at_a_time()
+        self.monitor.current().is_one_at_a_time()
     }
 
     /// The connection underneath.

@@ -311,7 +311,6 @@ impl Tree {
     pub fn invalidate_all(&self) {
         self.listings.drop_all();
         self.ahead.clear();
-        self.qom.detect_features();
         *self.descriptions.lock() = Descriptions::default();
     }
 }
