@@ -38,8 +38,8 @@ struct Node {
     children: u32,
     /// The object is gone; another one may have its path now.
     dead: bool,
-    /// It is no property of QEMU's, but a symbolic link to be renamed over one.
-    temporary: Option<Temporary>,
+    /// It is no property of QEMU's, but a symbolic link to be renamed over one. Few are, and nodes are many.
+    temporary: Option<Box<Temporary>>,
 }
 
 /// The inodes that the kernel knows.

@@ -38,10 +38,10 @@ impl Inodes {
         };
         let mut node = Node::new(parent, Arc::new(entry));
         node.size = Some(target.len() as u64);
-        node.temporary = Some(Temporary {
+        node.temporary = Some(Box::new(Temporary {
             target: target.to_owned(),
             ends: Instant::now() + LIFETIME,
-        });
+        }));
         let ino = self.reserve(1);
         self.insert(ino, node);
         self.temporaries.push(ino);
