@@ -49,7 +49,9 @@ fn every_length(which: Which) {
     let mount = Mount::start(&qemu.socket(), &["-o", "timeout=30"]);
     let file = quote(mount.join("machine/append"));
     // Lengths at the end of a page, of a READ, and beside them.
-    let lengths = [0, 6000, 10, 9000, 300_000, 4095, 4096, 3, 16_385, 8191, 16_383, 2];
+    let lengths = [
+        0, 6000, 10, 9000, 300_000, 4095, 4096, 3, 100, 16_385, 8191, 16_383, 2,
+    ];
     for (turn, reader) in readers(&file).into_iter().enumerate() {
         // A reader each, so that none profits from what another one told the kernel.
         for length in lengths {

@@ -231,12 +231,14 @@ impl Filesystem for Fuse {
         offset: u64,
         size: u32,
         _: OpenFlags,
-        _: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // The kernel names the owner of the descriptor when it reads for a program directly, past its page cache.
+        let caches = owner.is_none();
         self.dispatch.run_on(
             Queue::Reads,
-            move |tree, wait| tree.read_file(handle.0, offset, size, wait),
+            move |tree, wait| tree.read_file(handle.0, offset, size, caches, wait),
             move |_, data| reply_data(reply, data),
         );
     }

@@ -116,7 +116,7 @@ impl Tree {
         let listing = match &*shown {
             Some(known) if offset > 0 => return Ok(known.clone()),
             Some(_) => self.listing(directory.ino, wait)?,
-            None => self.listing_for(directory.ino, directory.process, wait)?,
+            None => self.listing_for(directory.ino, Some(directory.process), wait)?,
         };
         Ok(self.show(&directory, &mut shown, listing))
     }

@@ -64,21 +64,14 @@ impl FetchedListing {
 impl Tree {
     /// The listing of a directory, from memory or from QEMU.
     pub(super) fn listing(&self, ino: Ino, wait: Wait) -> Result<Arc<Listing>> {
-        match self.listings.get(ino) {
-            Some(listing) => Ok(listing),
-            None => wait.allowed().and_then(|()| self.fetch_listing(ino, None, wait)),
-        }
+        self.listing_for(ino, None, wait)
     }
 
     /// The same for a process that reads the directory: if it reads what it lists, with values.
-    pub(super) fn listing_for(&self, ino: Ino, process: Process, wait: Wait) -> Result<Arc<Listing>> {
-        match self.listings.get(ino) {
-            Some(listing) => Ok(listing),
-            None => self.fetch_listing(ino, Some(process), wait),
+    pub(super) fn listing_for(&self, ino: Ino, process: Option<Process>, wait: Wait) -> Result<Arc<Listing>> {
+        if let Some(listing) = self.listings.get(ino) {
+            return Ok(listing);
         }
-    }
-
-    fn fetch_listing(&self, ino: Ino, process: Option<Process>, wait: Wait) -> Result<Arc<Listing>> {
         let path = self.object(ino)?;
         let generation = self.listings.generation();
         let came = match wait {

@@ -160,21 +160,12 @@ impl Tree {
         self.files.close(handle);
     }
 
-    /// A part of a value, for a READ.
-    fn slice(&self, file: &File, text: &Arc<Text>, offset: u64, size: u32) -> Slice {
-        // A READ for the page cache that gets less than it asked for lowers the kernel's size.
-        self.inodes
-            .lock()
-            .kernel_lowered(file.ino, text.bytes.len() as u64);
-        Slice::new(text, offset, size)
-    }
-
     /// Reads from an open property, fetching its value where it is not pinned yet, or anew
-    /// when it is read from the start once more.
+    /// when it is read from the start once more. `caches` is whether the kernel keeps what it gets.
     ///
     /// # Errors
     /// EBADF, or why QEMU does not give the value.
-    pub fn read_file(&self, handle: u64, offset: u64, size: u32, wait: Wait) -> Result<Slice> {
+    pub fn read_file(&self, handle: u64, offset: u64, size: u32, caches: bool, wait: Wait) -> Result<Slice> {
         let file = self.files.get(handle).ok_or(libc::EBADF)?;
         let mut pinned = match wait {
             Wait::No => file.pinned.try_lock().ok_or(libc::EWOULDBLOCK)?,
@@ -190,7 +181,12 @@ impl Tree {
         };
         pinned.begun = true;
         drop(pinned);
-        Ok(self.slice(&file, &text, offset, size))
+        if caches {
+            // A READ for the page cache that gets less than it asked for lowers the kernel's size.
+            let mut inodes = self.inodes.lock();
+            inodes.kernel_lowered(file.ino, text.bytes.len() as u64);
+        }
+        Ok(Slice::new(&text, offset, size))
     }
 
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
@@ -282,13 +278,10 @@ impl Tree {
                        device_del (in QMP and in the human monitor; virsh detach-device)";
             return Err(self.refuse_write(ino, libc::EPERM, why));
         }
-        self.ahead.note_write();
-        let outcome = self
-            .qom
-            .set_text(file.connection, &path, &entry.name, &entry.declared, text);
-        // Even a refused or unanswered write may have changed something.
-        self.ahead.note_write();
-        self.listings.drop_one(parent); // it may have added and removed properties
+        let outcome = self.write_to(parent, || {
+            self.qom
+                .set_text(file.connection, &path, &entry.name, &entry.declared, text)
+        });
         match outcome {
             Ok(()) => {
                 self.inodes.lock().errors.clear(ino);

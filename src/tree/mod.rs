@@ -278,6 +278,16 @@ impl Tree {
         error
     }
 
+    /// Sets a property of an object. Even a refused or unanswered write may have changed values, and added and
+    /// removed properties.
+    fn write_to<T>(&self, object: Ino, set: impl FnOnce() -> T) -> T {
+        self.ahead.note_write();
+        let outcome = set();
+        self.ahead.note_write();
+        self.listings.drop_one(object);
+        outcome
+    }
+
     /// QEMU no longer has the object or property of this inode.
     fn forget_object(&self, ino: Ino) {
         let mut inodes = self.inodes.lock();

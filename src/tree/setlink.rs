@@ -106,10 +106,8 @@ impl Tree {
         let replaced = self.inodes.lock().named(parent, file);
         let object = self.object(parent)?;
         let outcome = self.target(&object, &target).and_then(|target| {
-            self.ahead.note_write();
-            let outcome = self.qom.set_link(&object, &entry.name, target.as_ref());
-            self.ahead.note_write();
-            self.listings.drop_one(parent); // it may have added and removed properties
+            let set = || self.qom.set_link(&object, &entry.name, target.as_ref());
+            let outcome = self.write_to(parent, set);
             outcome.map_err(|e| Error::from_qom(&e, Doing::Write))
         });
         // After ENOENT the kernel would forget the link, and QEMU's words with it.
