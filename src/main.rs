@@ -4,8 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use qom_fuse::cli::{self, Task, UsageError};
-use qom_fuse::discover::{self, Table};
-use qom_fuse::{logging, memory, mount};
+use qom_fuse::daemon::machine::discover::{self, Table};
+use qom_fuse::daemon::{self, logging, memory};
 
 fn main() -> ExitCode {
     memory::use_one_heap();
@@ -29,10 +29,10 @@ fn main() -> ExitCode {
         }
     };
     logging::start(config.log_level);
-    match mount::run(config) {
+    match daemon::run(config) {
         Ok(status) => ExitCode::from(status),
         // QEMU has spoken for itself.
-        Err(mount::Error::Ended(status)) => ExitCode::from(status),
+        Err(daemon::Error::Ended(status)) => ExitCode::from(status),
         Err(e) => {
             eprintln!("qom-fuse: {e}");
             ExitCode::from(e.status())

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fuser::{FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::reply::{bare_attr, errno, file_attr};
-use crate::tree::{Item, Result, Shown, Tree};
+use crate::fs::{Item, Result, Shown, Tree};
 
 /// Names, numbers and types.
 pub(super) fn list(tree: &Tree, shown: Result<Shown>, offset: u64, mut reply: ReplyDirectory) {

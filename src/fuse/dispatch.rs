@@ -7,8 +7,8 @@ use std::sync::Arc;
 use log::error;
 
 use super::busy_poll::BusyPoll;
-use crate::pool::Pool;
-use crate::tree::{Result, Tree, Wait};
+use crate::fs::{Result, Tree, Wait};
+use crate::fuse::pool::Pool;
 
 /// Threads that take requests from the kernel. One of them is always free of QEMU, for what
 /// the cache can answer.

@@ -3,6 +3,7 @@
 mod busy_poll;
 mod directory;
 mod dispatch;
+pub mod pool;
 mod reply;
 
 use std::ffi::OsStr;
@@ -19,9 +20,9 @@ use fuser::{
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::pool::Pool;
+use crate::fs::{OpenMode, Tree};
+use crate::fuse::pool::Pool;
 use crate::qom::Kind;
-use crate::tree::{OpenMode, Tree};
 use directory::{list, list_plus};
 pub use dispatch::THREADS;
 use dispatch::{Dispatch, Queue, catch_panic};

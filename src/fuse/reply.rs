@@ -11,8 +11,8 @@ use fuser::{
 
 use nix::unistd::{SysconfVar, sysconf};
 
+use crate::fs::{Attributes, Error, Found, Result};
 use crate::qom::Kind;
-use crate::tree::{Attributes, Error, Found, Result};
 
 /// The largest write taken, in bytes, where the kernel allows it.
 const MAX_WRITE: u32 = 1 << 20;

@@ -1,0 +1,7 @@
+//! What is asked of QEMU before the kernel asks.
+
+pub mod ahead;
+pub mod batch;
+pub mod lookahead;
+pub mod walk;
+pub mod walks;
