@@ -1,14 +1,77 @@
 //! Mounts the QEMU Object Model (QOM) of a running machine as a filesystem, over QMP.
 //!
-//! The layers, each of which knows only the one below it: [`daemon`] (the life of a mount), [`fuse`] (the kernel's
-//! requests), [`fs`] (the filesystem without FUSE), [`qom`] (objects, properties, values) and [`qmp`] (one monitor
-//! connection).
+//! The layers, each of which knows only the one below it: `daemon` (the life of a mount), `fuse` (the kernel's
+//! requests), `fs` (the filesystem without FUSE), `qom` (objects, properties, values) and `qmp` (one monitor
+//! connection). They are private, so that the compiler finds what nobody uses.
 
-pub mod cli;
-pub mod daemon;
-pub mod fs;
-pub mod fuse;
-pub mod limits;
-pub mod qmp;
-pub mod qom;
-pub mod text;
+mod cli;
+mod daemon;
+mod fs;
+mod fuse;
+mod limits;
+mod qmp;
+mod qom;
+mod text;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+pub use cli::command;
+use cli::{Task, UsageError};
+use daemon::machine::discover::{self, Table};
+use daemon::{logging, memory};
+
+/// Does what the command line says; returns the exit status of the process.
+pub fn main() -> ExitCode {
+    memory::use_one_heap();
+    let config = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
+        Ok(Task::Mount(config)) => *config,
+        Ok(Task::List) => {
+            let written = writeln!(std::io::stdout(), "{}", Table(&discover::machines()));
+            return ExitCode::from(u8::from(written.is_err()));
+        }
+        Err(UsageError::Clap(e)) => {
+            let _ = e.print();
+            return ExitCode::from(u8::from(e.use_stderr()));
+        }
+        Err(e @ UsageError::NoSocket) => {
+            eprintln!("qom-fuse: {e}\n{}", suggestion(&discover::machines()));
+            return ExitCode::FAILURE;
+        }
+        Err(e) => {
+            eprintln!("qom-fuse: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    logging::start(config.log_level);
+    match daemon::run(config) {
+        Ok(status) => ExitCode::from(status),
+        // QEMU has spoken for itself.
+        Err(daemon::Error::Ended(status)) => ExitCode::from(status),
+        Err(e) => {
+            eprintln!("qom-fuse: {e}");
+            ExitCode::from(e.status())
+        }
+    }
+}
+
+/// The machines that there are, and the command for the first of them.
+fn suggestion(machines: &[discover::Machine]) -> String {
+    let table = Table(machines).to_string();
+    match discover::suggested(machines) {
+        Some(address) => format!("{table}\nTry: qom-fuse {address} MOUNTPOINT"),
+        None => table,
+    }
+}
+
+/// What reads the words of others, for `fuzz/`.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::fs::dir::names::{file_name, file_names};
+    pub use crate::fs::link::text::link_text;
+    pub use crate::qmp::wire::{Message, decode};
+    pub use crate::qom::canonical::to_text;
+    pub use crate::qom::value::{from_text, retyped};
+    pub use crate::qom::{Path, Request};
+    pub use crate::text::{escaped, printable};
+}

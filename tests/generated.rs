@@ -11,7 +11,6 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 use common::sh;
 use common::sh::quote;
-use qom_fuse::cli;
 
 fn here(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -39,7 +38,7 @@ fn completions() {
         (Shell::Zsh, "completions/_qom-fuse"),
     ] {
         let mut text = Vec::new();
-        clap_complete::generate(shell, &mut cli::command(), "qom-fuse", &mut text);
+        clap_complete::generate(shell, &mut qom_fuse::command(), "qom-fuse", &mut text);
         let text = String::from_utf8(text).expect("UTF-8");
         let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
         check(name, format!("{}\n", lines.join("\n").trim_end()).as_bytes());
@@ -113,7 +112,7 @@ fn man_page() {
 
 /// The whole page: what clap tells of the options, and what `--help` says below them, in the form of a man page.
 fn page() -> Vec<u8> {
-    let command = cli::command();
+    let command = qom_fuse::command();
     let help = command
         .get_after_help()
         .expect("words after the options")

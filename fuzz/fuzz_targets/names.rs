@@ -2,8 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qom_fuse::qom::Path;
-use qom_fuse::fs::{file_name, file_names, link_text};
+use qom_fuse::fuzzing::{Path, file_name, file_names, link_text};
 
 fuzz_target!(|input: (Vec<String>, String, String)| {
     let (names, object, target) = input;

@@ -2,19 +2,17 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qom_fuse::qmp::{Message, decode};
-use qom_fuse::qom::{Path, Request};
-use qom_fuse::text::{escaped, printable};
+use qom_fuse::fuzzing::{Message, Path, Request, decode, escaped, printable};
 
 fuzz_target!(|line: &[u8]| {
     match decode(line) {
         Message::Reply(Ok(raw)) => {
             let root = Path::root();
-            let _ = Request::list(&root).decode(raw.get());
-            let _ = Request::get(&root, "x").decode(raw.get());
-            let _ = Request::list_get(&[]).decode(raw.get());
-            let _ = Request::describe("x").decode(raw.get());
-            let _ = Request::machine_name().decode(raw.get());
+            let _ = (Request::list(&root).decode)(raw.get());
+            let _ = (Request::get(&root, "x").decode)(raw.get());
+            let _ = (Request::list_get(&[]).decode)(raw.get());
+            let _ = (Request::describe("x").decode)(raw.get());
+            let _ = (Request::machine_name().decode)(raw.get());
         }
         Message::Reply(Err(e)) => assert!(!e.to_string().chars().any(char::is_control)),
         Message::Event(event) => {

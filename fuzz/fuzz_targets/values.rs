@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qom_fuse::qom::{from_text, retyped, to_text};
+use qom_fuse::fuzzing::{from_text, retyped, to_text};
 use serde_json::Value;
 
 fuzz_target!(|input: (String, String, String)| {

@@ -98,13 +98,6 @@ pub fn to_syslog() {
     }
 }
 
-/// True when the log goes to the terminal.
-pub fn is_to_stderr() -> bool {
-    LOGGER
-        .get()
-        .is_some_and(|logger| matches!(logger.state.lock().output, Output::Stderr))
-}
-
 fn set(output: Output) {
     if let Some(logger) = LOGGER.get() {
         logger.state.lock().output = output;

@@ -1,14 +1,14 @@
 //! The filesystem without FUSE: inodes, listings, values, links, and what fails with which
 //! number. It speaks to QEMU through [`crate::qom`] and to the kernel through [`Kernel`].
 
-mod dir;
+pub mod dir;
 mod error;
 mod fetch;
 mod file;
 mod handles;
 mod inode;
 mod last_write;
-mod link;
+pub mod link;
 mod prefetch;
 
 use std::path::PathBuf;
@@ -23,17 +23,15 @@ use crate::qom::{Kind, Path, Qom};
 
 use dir::cache::ListingCache;
 use dir::listing::{Entries, Entry, Listing};
-pub use dir::names::{file_name, file_names};
 pub use dir::open::{Directory, Item, Shown};
 pub use error::{Error, Result, Wait};
+pub use file::OpenMode;
 use file::{File, Held};
-pub use file::{OpenMode, Opened, Slice};
 use handles::Handles;
 pub use inode::attributes::Attributes;
 use inode::table::Inodes;
 pub use inode::table::{Ino, ROOT};
 use inode::xattr::Descriptions;
-pub use link::text::link_text;
 use prefetch::ahead::Ahead;
 use prefetch::walks::Walks;
 

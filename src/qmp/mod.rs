@@ -1,8 +1,8 @@
 //! One connection to a QEMU monitor that speaks QMP.
 //!
 //! This layer knows the protocol and nothing of objects or files: where a monitor is
-//! ([`Address`]), how a line looks ([`wire`]), how requests and replies are matched
-//! ([`Connection`]) and how a lost monitor is found again ([`Monitor`]).
+//! ([`Address`]), how a line looks (`wire`), how requests and replies are matched
+//! (`connection`) and how a lost monitor is found again ([`Monitor`]).
 
 mod address;
 mod budget;
@@ -14,11 +14,11 @@ mod monitor;
 mod outgoing;
 mod reader;
 mod slot;
-mod wire;
+pub mod wire;
 
 pub use address::{Address, AddressError};
-pub use budget::{Charge, Text};
-pub use connection::{Connection, Pending};
+pub use budget::Charge;
+pub use connection::Pending;
 pub use error::{Closed, ConnectError, Error};
-pub use monitor::{Monitor, Notice, OnEvent, OnRenewal};
-pub use wire::{Event, Greeting, Message, command, decode, request};
+pub use monitor::{Monitor, Notice};
+pub use wire::{Event, Greeting, command, request};

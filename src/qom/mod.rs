@@ -3,7 +3,7 @@
 //! This layer knows what a property is, which requests there are for it, and how a value
 //! looks as text. It knows nothing of files.
 
-mod canonical;
+pub mod canonical;
 mod client;
 mod error;
 mod identity;
@@ -11,13 +11,12 @@ mod path;
 mod property;
 mod requests;
 mod shape;
-mod value;
+pub mod value;
 
-pub use canonical::to_text;
 pub use client::{PendingReply, Qom};
 pub use error::{Error, Reason};
 pub use identity::Identity;
 pub use path::Path;
 pub use property::{Description, Kind, Property, Valued};
 pub use requests::Request;
-pub use value::{from_text, parse_bool, retyped};
+pub use value::parse_bool;

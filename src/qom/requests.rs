@@ -21,17 +21,8 @@ pub struct Request<T> {
     pub(super) bytes: Vec<u8>,
     /// For messages: the request in a few words.
     pub(super) asked: String,
-    pub(super) decode: fn(&str) -> serde_json::Result<T>,
-}
-
-impl<T> Request<T> {
-    /// Reads the JSON text of a reply to this request.
-    ///
-    /// # Errors
-    /// When it is no such reply.
-    pub fn decode(&self, text: &str) -> serde_json::Result<T> {
-        (self.decode)(text)
-    }
+    /// Reads the JSON text of a reply.
+    pub decode: fn(&str) -> serde_json::Result<T>,
 }
 
 #[derive(Deserialize)]
