@@ -19,14 +19,15 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 
 use crate::qmp::Event;
-use crate::qom::{Kind, Path, Qom};
+pub use crate::qom::Kind;
+use crate::qom::{Path, Qom};
 
 use dir::cache::ListingCache;
 use dir::listing::{Entries, Entry, Listing};
 pub use dir::open::{Directory, Item, Shown};
 pub use error::{Error, Result, Wait};
-pub use file::OpenMode;
 use file::{File, Held};
+pub use file::{OpenMode, Opened};
 use handles::Handles;
 pub use inode::attributes::Attributes;
 use inode::table::Inodes;
@@ -143,10 +144,6 @@ impl Tree {
     /// The QEMU behind it.
     pub fn qom(&self) -> &Qom {
         &self.qom
-    }
-
-    pub fn settings(&self) -> &Settings {
-        &self.settings
     }
 
     /// Finds a name in a directory.

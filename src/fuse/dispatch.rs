@@ -7,6 +7,7 @@ use std::sync::Arc;
 use log::error;
 
 use super::busy_poll::BusyPoll;
+use super::reply::Answer;
 use crate::fs::{Result, Tree, Wait};
 use crate::fuse::pool::Pool;
 
@@ -49,14 +50,14 @@ impl Dispatch {
     /// where it may.
     pub fn run<T>(
         &self,
+        reply: impl Answer<T> + Send + 'static,
         operation: impl Fn(&Tree, Wait) -> Result<T> + Send + 'static,
-        reply: impl FnOnce(&Tree, Result<T>) + Send + 'static,
     ) {
-        self.run_on(Queue::Others, operation, reply);
+        self.run_then(Queue::Others, operation, |_, result| reply.answer(result));
     }
 
-    /// The same on threads of a kind.
-    pub fn run_on<T>(
+    /// The same on threads of a kind, for a reply that is made in another way.
+    pub fn run_then<T>(
         &self,
         queue: Queue,
         operation: impl Fn(&Tree, Wait) -> Result<T> + Send + 'static,
@@ -75,11 +76,6 @@ impl Dispatch {
             result => reply(&self.tree, result),
         });
         self.busy_poll.poll_next();
-    }
-
-    /// Does what nobody waits for, on the thread that took it.
-    pub fn run_unanswered(&self, operation: impl FnOnce(&Tree)) {
-        catch_panic(|| operation(&self.tree));
     }
 }
 

@@ -11,38 +11,31 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{OpenMode, Tree};
+use crate::fs::{OpenMode, Opened, Tree};
 use crate::fuse::pool::Pool;
-use crate::qom::Kind;
 use directory::{list, list_plus};
 pub use dispatch::THREADS;
 use dispatch::{Dispatch, Queue, catch_panic};
-use reply::{
-    BLOCK_SIZE, NAME_MAX, errno, max_write, page_size, reply_attr, reply_data, reply_empty, reply_entry,
-    reply_opened, reply_xattr, text, word,
-};
+use reply::{Answer, BLOCK_SIZE, NAME_MAX, errno, max_write, page_size, text};
 
 /// The filesystem as fuser drives it.
 pub struct Fuse {
     dispatch: Dispatch,
-    /// How long the kernel may keep attributes that it asked for by inode.
-    lifetime: Duration,
 }
 
 impl Fuse {
     /// `device` is the connection to the kernel that it will be driven from.
     pub fn new(tree: Arc<Tree>, device: OwnedFd) -> Fuse {
         Fuse {
-            lifetime: tree.settings().entry_timeout,
             dispatch: Dispatch::new(tree, device),
         }
     }
@@ -80,23 +73,17 @@ impl Filesystem for Fuse {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let name = text(name);
-        self.dispatch.run(
-            move |tree, wait| tree.lookup(parent.0, word(&name)?, wait),
-            move |_, found| reply_entry(reply, found),
-        );
+        let name = name.to_owned();
+        self.dispatch
+            .run(reply, move |tree, wait| tree.lookup(parent.0, text(&name)?, wait));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.dispatch.run_unanswered(|tree| tree.forget(ino.0, count));
+        catch_panic(|| self.tree().forget(ino.0, count));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let lifetime = self.lifetime;
-        self.dispatch.run(
-            move |tree, _| tree.attributes(ino.0),
-            move |_, attributes| reply_attr(reply, lifetime, attributes),
-        );
+        self.dispatch.run(reply, move |tree, _| tree.attributes(ino.0));
     }
 
     fn setattr(
@@ -119,19 +106,16 @@ impl Filesystem for Fuse {
     ) {
         // Truncation brings a new mtime with it.
         let times = size.is_none() && (atime.is_some() || mtime.is_some());
-        let lifetime = self.lifetime;
-        self.dispatch.run(
-            move |tree, _| tree.set_attributes(ino.0, mode, uid, gid, times),
-            move |_, attributes| reply_attr(reply, lifetime, attributes),
-        );
+        self.dispatch.run(reply, move |tree, _| {
+            tree.set_attributes(ino.0, mode, uid, gid, times)
+        });
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let process = request.pid();
-        self.dispatch.run(
-            move |tree, wait| tree.read_link(ino.0, process, wait),
-            move |_, target| reply_data(reply, target.map(String::into_bytes)),
-        );
+        self.dispatch.run(reply, move |tree, wait| {
+            tree.read_link(ino.0, process, wait).map(String::into_bytes)
+        });
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
@@ -143,11 +127,9 @@ impl Filesystem for Fuse {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = text(name);
-        self.dispatch.run(
-            move |tree, _| tree.remove_link(parent.0, word(&name)?),
-            move |_, done| reply_empty(reply, done),
-        );
+        let name = name.to_owned();
+        self.dispatch
+            .run(reply, move |tree, _| tree.remove_link(parent.0, text(&name)?));
     }
 
     fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
@@ -155,13 +137,13 @@ impl Filesystem for Fuse {
     }
 
     fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (Ok(name), Some(target)) = (text(name), target.to_str().map(str::to_owned)) else {
+        let (Some(name), Some(target)) = (name.to_str(), target.to_str()) else {
             return reply.error(Errno::EINVAL);
         };
-        self.dispatch.run(
-            move |tree, wait| tree.make_link(parent.0, &name, &target, wait),
-            move |_, found| reply_entry(reply, found),
-        );
+        let (name, target) = (name.to_owned(), target.to_owned());
+        self.dispatch.run(reply, move |tree, wait| {
+            tree.make_link(parent.0, text(name.as_ref())?, &target, wait)
+        });
     }
 
     fn rename(
@@ -174,13 +156,13 @@ impl Filesystem for Fuse {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (Ok(from), Ok(to), true) = (text(name), text(newname), flags.is_empty()) else {
+        let (Some(from), Some(to), true) = (name.to_str(), newname.to_str(), flags.is_empty()) else {
             return reply.error(Errno::EPERM);
         };
-        self.dispatch.run(
-            move |tree, wait| tree.rename_link((parent.0, &from), (newparent.0, &to), wait),
-            move |_, done| reply_empty(reply, done),
-        );
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.dispatch.run(reply, move |tree, wait| {
+            tree.rename_link((parent.0, &from), (newparent.0, &to), wait)
+        });
     }
 
     fn create(
@@ -206,20 +188,21 @@ impl Filesystem for Fuse {
         // read again. There is nothing to flush: each write is QEMU's at once.
         let how = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
         let (pool, tree) = (self.pool(), self.dispatch.tree.clone());
-        self.dispatch.run(
+        self.dispatch.run_then(
+            Queue::Others,
             move |tree, wait| tree.open_file(ino.0, mode, process, wait),
-            move |_, opened| {
-                let grown_to = opened.as_ref().ok().and_then(|opened| opened.grown_to);
-                let reply = move || reply_opened(reply, opened.map(|opened| opened.handle), how);
-                match grown_to {
-                    Some(size) => pool.run(move || {
-                        catch_panic(|| {
-                            tree.tell_growth(ino.0, size);
-                            reply();
-                        });
-                    }),
-                    None => reply(),
-                }
+            move |_, opened| match opened {
+                Ok(Opened {
+                    handle,
+                    grown_to: Some(size),
+                }) => pool.run(move || {
+                    catch_panic(|| {
+                        tree.tell_growth(ino.0, size);
+                        reply.opened(FileHandle(handle), how);
+                    });
+                }),
+                Ok(Opened { handle, .. }) => reply.opened(FileHandle(handle), how),
+                Err(e) => reply.error(errno(&e)),
             },
         );
     }
@@ -237,10 +220,10 @@ impl Filesystem for Fuse {
     ) {
         // The kernel names the owner of the descriptor when it reads for a program directly, past its page cache.
         let caches = owner.is_none();
-        self.dispatch.run_on(
+        self.dispatch.run_then(
             Queue::Reads,
             move |tree, wait| tree.read_file(handle.0, offset, size, caches, wait),
-            move |_, data| reply_data(reply, data),
+            move |_, data| reply.answer(data),
         );
     }
 
@@ -257,15 +240,11 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let data = data.to_vec();
-        let length = data.len() as u32;
         let appends = flags.0 & libc::O_APPEND != 0;
-        self.dispatch.run(
-            move |tree, wait| tree.write_file(handle.0, offset, &data, appends, wait),
-            move |_, done| match done {
-                Ok(()) => reply.written(length),
-                Err(e) => reply.error(errno(&e)),
-            },
-        );
+        self.dispatch.run(reply, move |tree, wait| {
+            tree.write_file(handle.0, offset, &data, appends, wait)?;
+            Ok(data.len() as u32)
+        });
     }
 
     fn release(
@@ -278,25 +257,21 @@ impl Filesystem for Fuse {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.dispatch.run(
-            move |tree, _| {
-                tree.close_file(handle.0);
-                Ok(())
-            },
-            move |_, done| reply_empty(reply, done),
-        );
+        self.dispatch.run(reply, move |tree, _| {
+            tree.close_file(handle.0);
+            Ok(())
+        });
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let process = request.pid();
-        self.dispatch.run(
-            move |tree, _| tree.open_directory(ino.0, process),
-            move |_, handle| reply_opened(reply, handle, FopenFlags::empty()),
-        );
+        self.dispatch
+            .run(reply, move |tree, _| tree.open_directory(ino.0, process));
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.dispatch.run(
+        self.dispatch.run_then(
+            Queue::Others,
             move |tree, wait| tree.shown(handle.0, offset, wait),
             move |tree, shown| list(tree, shown, offset, reply),
         );
@@ -310,20 +285,18 @@ impl Filesystem for Fuse {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.dispatch.run(
+        self.dispatch.run_then(
+            Queue::Others,
             move |tree, wait| tree.shown(handle.0, offset, wait),
             move |tree, shown| list_plus(tree, shown, offset, reply),
         );
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.dispatch.run(
-            move |tree, _| {
-                tree.close_directory(handle.0);
-                Ok(())
-            },
-            move |_, done| reply_empty(reply, done),
-        );
+        self.dispatch.run(reply, move |tree, _| {
+            tree.close_directory(handle.0);
+            Ok(())
+        });
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -332,17 +305,9 @@ impl Filesystem for Fuse {
     }
 
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let may = move |tree: &Tree, _| {
-            let attributes = tree.attributes(ino.0)?;
-            if mask.contains(AccessFlags::W_OK) && tree.settings().read_only {
-                Err(libc::EROFS.into())
-            } else if mask.contains(AccessFlags::X_OK) && attributes.kind == Kind::Value {
-                Err(libc::EACCES.into())
-            } else {
-                Ok(())
-            }
-        };
-        self.dispatch.run(may, move |_, done| reply_empty(reply, done));
+        let (write, execute) = (mask.contains(AccessFlags::W_OK), mask.contains(AccessFlags::X_OK));
+        self.dispatch
+            .run(reply, move |tree, _| tree.access(ino.0, write, execute));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -351,20 +316,16 @@ impl Filesystem for Fuse {
             .to_str()
             .filter(|name| name.contains("qom."))
             .map(str::to_owned);
-        self.dispatch.run(
-            move |tree, wait| match &name {
-                Some(name) => tree.extended_attribute(ino.0, name, wait),
-                None => Err(libc::ENODATA.into()),
-            },
-            move |_, value| reply_xattr(reply, size, value),
-        );
+        self.dispatch.run((reply, size), move |tree, wait| match &name {
+            Some(name) => tree.extended_attribute(ino.0, name, wait),
+            None => Err(libc::ENODATA.into()),
+        });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.dispatch.run(
-            move |tree, wait| tree.extended_attributes(ino.0, wait),
-            move |_, names| reply_xattr(reply, size, names),
-        );
+        self.dispatch.run((reply, size), move |tree, wait| {
+            tree.extended_attributes(ino.0, wait)
+        });
     }
 
     fn setxattr(
@@ -382,19 +343,5 @@ impl Filesystem for Fuse {
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EPERM);
-    }
-
-    fn ioctl(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: IoctlFlags,
-        _command: u32,
-        _data: &[u8],
-        _size: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(Errno::ENOTTY);
     }
 }

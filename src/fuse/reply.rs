@@ -2,17 +2,16 @@
 
 use std::ffi::OsStr;
 use std::ops::Deref;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, ReplyAttr, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
 };
 
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::fs::{Attributes, Error, Found, Result};
-use crate::qom::Kind;
+use crate::fs::{Attributes, Error, Found, Kind, Result};
 
 /// The largest write taken, in bytes, where the kernel allows it.
 const MAX_WRITE: u32 = 1 << 20;
@@ -26,16 +25,11 @@ pub(super) fn errno(error: &Error) -> Errno {
 }
 
 /// A name as QEMU could have it. Any other name is in no listing.
-pub(super) fn text(name: &OsStr) -> Result<String> {
+pub(super) fn text(name: &OsStr) -> Result<&str> {
     if name.len() > NAME_MAX as usize {
         return Err(libc::ENAMETOOLONG.into());
     }
-    name.to_str().map(str::to_owned).ok_or(libc::ENOENT.into())
-}
-
-/// The name of a request that is tried more than once.
-pub(super) fn word(name: &Result<String>) -> Result<&str> {
-    name.as_deref().map_err(Error::clone)
+    name.to_str().ok_or(libc::ENOENT.into())
 }
 
 pub(super) fn file_attr(a: &Attributes) -> FileAttr {
@@ -80,47 +74,75 @@ pub(super) fn bare_attr(ino: u64) -> FileAttr {
     })
 }
 
-pub(super) fn reply_entry(reply: ReplyEntry, found: Result<Found>) {
-    match found {
-        Ok(found) => reply.entry(&found.lifetime, &file_attr(&found.attributes), Generation(0)),
-        Err(e) => reply.error(errno(&e)),
+/// A reply that says what an operation gave, or with which number it failed.
+pub(super) trait Answer<T> {
+    fn answer(self, result: Result<T>);
+}
+
+impl Answer<()> for ReplyEmpty {
+    fn answer(self, done: Result<()>) {
+        match done {
+            Ok(()) => self.ok(),
+            Err(e) => self.error(errno(&e)),
+        }
     }
 }
 
-pub(super) fn reply_attr(reply: ReplyAttr, lifetime: Duration, attributes: Result<Attributes>) {
-    match attributes {
-        Ok(a) => reply.attr(&lifetime, &file_attr(&a)),
-        Err(e) => reply.error(errno(&e)),
+impl Answer<Found> for ReplyEntry {
+    fn answer(self, found: Result<Found>) {
+        match found {
+            Ok(found) => self.entry(&found.lifetime, &file_attr(&found.attributes), Generation(0)),
+            Err(e) => self.error(errno(&e)),
+        }
     }
 }
 
-pub(super) fn reply_empty(reply: ReplyEmpty, done: Result<()>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(errno(&e)),
+impl Answer<Found> for ReplyAttr {
+    fn answer(self, found: Result<Found>) {
+        match found {
+            Ok(found) => self.attr(&found.lifetime, &file_attr(&found.attributes)),
+            Err(e) => self.error(errno(&e)),
+        }
     }
 }
 
-pub(super) fn reply_data(reply: ReplyData, data: Result<impl Deref<Target = [u8]>>) {
-    match data {
-        Ok(data) => reply.data(&data),
-        Err(e) => reply.error(errno(&e)),
+impl<D: Deref<Target = [u8]>> Answer<D> for ReplyData {
+    fn answer(self, data: Result<D>) {
+        match data {
+            Ok(data) => self.data(&data),
+            Err(e) => self.error(errno(&e)),
+        }
     }
 }
 
-pub(super) fn reply_opened(reply: ReplyOpen, handle: Result<u64>, how: FopenFlags) {
-    match handle {
-        Ok(handle) => reply.opened(FileHandle(handle), how),
-        Err(e) => reply.error(errno(&e)),
+impl Answer<u64> for ReplyOpen {
+    fn answer(self, handle: Result<u64>) {
+        match handle {
+            Ok(handle) => self.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(e) => self.error(errno(&e)),
+        }
     }
 }
 
-pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>>) {
-    match value {
-        Err(e) => reply.error(errno(&e)),
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
+impl Answer<u32> for ReplyWrite {
+    fn answer(self, length: Result<u32>) {
+        match length {
+            Ok(length) => self.written(length),
+            Err(e) => self.error(errno(&e)),
+        }
+    }
+}
+
+/// An extended attribute, for a caller that has room for so many bytes; 0: who asks how many there are.
+impl Answer<Vec<u8>> for (ReplyXattr, u32) {
+    fn answer(self, value: Result<Vec<u8>>) {
+        let (reply, room) = self;
+        match value {
+            Ok(value) if room == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > room as usize => reply.error(Errno::ERANGE),
+            Ok(value) => reply.data(&value),
+            Err(e) => reply.error(errno(&e)),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::fs::{Ino, Result, Tree};
+use crate::fs::{Found, Ino, Result, Tree};
 use crate::qom::Kind;
 
 /// The attributes of an inode.
@@ -20,14 +20,32 @@ pub struct Attributes {
 }
 
 impl Tree {
-    /// The attributes of an inode, never asking QEMU.
+    /// The attributes of an inode, never asking QEMU, and how long the kernel may keep them.
     ///
     /// # Errors
     /// ENOENT when its object is known to be gone.
-    pub fn attributes(&self, ino: Ino) -> Result<Attributes> {
+    pub fn attributes(&self, ino: Ino) -> Result<Found> {
         let mut inodes = self.inodes.lock();
         let (_, entry) = inodes.get(ino).ok_or(libc::ENOENT)?;
-        Ok(self.attributes_of(ino, entry.kind, inodes.tell_size(ino)))
+        Ok(Found {
+            attributes: self.attributes_of(ino, entry.kind, inodes.tell_size(ino)),
+            lifetime: self.settings.entry_timeout,
+        })
+    }
+
+    /// Whether an inode may be written or executed, as far as its mode does not say it.
+    ///
+    /// # Errors
+    /// EROFS, EACCES; ENOENT when its object is known to be gone.
+    pub fn access(&self, ino: Ino, write: bool, execute: bool) -> Result<()> {
+        let attributes = self.attributes(ino)?.attributes;
+        if write && self.settings.read_only {
+            Err(libc::EROFS.into())
+        } else if execute && attributes.kind == Kind::Value {
+            Err(libc::EACCES.into())
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn attributes_of(&self, ino: Ino, kind: Kind, size: u64) -> Attributes {
@@ -67,15 +85,16 @@ impl Tree {
         uid: Option<u32>,
         gid: Option<u32>,
         times: bool,
-    ) -> Result<Attributes> {
-        let now = self.attributes(ino)?;
+    ) -> Result<Found> {
+        let found = self.attributes(ino)?;
+        let now = &found.attributes;
         if self.settings.read_only {
             return Err(libc::EROFS.into());
         }
         let same_mode = mode.is_none_or(|mode| mode & 0o7777 == u32::from(now.mode));
         let same_owner = uid.is_none_or(|uid| uid == now.uid) && gid.is_none_or(|gid| gid == now.gid);
         if same_mode && same_owner && !times {
-            Ok(now)
+            Ok(found)
         } else {
             Err(libc::EPERM.into())
         }
