@@ -60,8 +60,7 @@ impl Pool {
     }
 
     fn run_or_queue(&self, job: impl FnOnce() + Send + 'static, queue: &Arc<Shared>) {
-        let inline = self.busy.fetch_add(1, Ordering::AcqRel) < self.inline;
-        if inline {
+        if self.busy.fetch_add(1, Ordering::AcqRel) < self.inline {
             job();
             self.busy.fetch_sub(1, Ordering::AcqRel);
         } else {
@@ -113,17 +112,13 @@ impl Shared {
             .spawn(move || shared.work());
         if let Err(e) = spawned {
             error!("cannot start a thread: {e}");
-            self.state.lock().threads -= 1;
+            let mut state = self.state.lock();
+            state.threads -= 1;
             // Without any thread nobody would ever do it.
-            let stranded = {
-                let mut state = self.state.lock();
-                if state.threads == 0 {
-                    state.jobs.pop_back()
-                } else {
-                    None
-                }
-            };
-            if let Some(job) = stranded {
+            if state.threads == 0
+                && let Some(job) = state.jobs.pop_back()
+            {
+                drop(state);
                 job();
             }
         }

@@ -25,7 +25,7 @@ pub(super) fn errno(error: &Error) -> Errno {
 }
 
 /// A name as QEMU could have it. Any other name is in no listing.
-pub(super) fn text(name: &OsStr) -> Result<&str> {
+pub(super) fn utf8_name(name: &OsStr) -> Result<&str> {
     if name.len() > NAME_MAX as usize {
         return Err(libc::ENAMETOOLONG.into());
     }
