@@ -12,7 +12,7 @@ pub mod link;
 mod prefetch;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -87,8 +87,6 @@ pub struct Tree {
     files: Handles<File>,
     held: Held,
     directories: Handles<Directory>,
-    /// A thread waits for the end of temporary links.
-    links_watched: AtomicBool,
     descriptions: Mutex<Descriptions>,
     walks: Mutex<Walks>,
     ahead: Ahead,
@@ -109,7 +107,6 @@ impl Tree {
             files: Handles::default(),
             held: Held::default(),
             directories: Handles::default(),
-            links_watched: AtomicBool::new(false),
             descriptions: Mutex::default(),
             walks: Mutex::default(),
             ahead: Ahead::new(settings.entry_timeout),

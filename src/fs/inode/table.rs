@@ -11,8 +11,6 @@ use crate::fs::inode::by_name::ByName;
 use crate::fs::inode::last_errors::LastErrors;
 use crate::limits::INODE_BYTES;
 use crate::qom::{Kind, Path};
-pub use temporary::LIFETIME;
-use temporary::Temporary;
 
 /// The number of an inode, as the kernel uses it.
 pub type Ino = u64;
@@ -38,8 +36,6 @@ struct Node {
     children: u32,
     /// The object is gone; another one may have its path now.
     dead: bool,
-    /// It is no property of QEMU's, but a symbolic link to be renamed over one. Few are, and nodes are many.
-    temporary: Option<Box<Temporary>>,
 }
 
 /// The inodes that the kernel knows.
@@ -52,7 +48,8 @@ pub struct Inodes {
     odd: ByName,
     /// Why the last operation on an inode failed.
     pub errors: LastErrors,
-    temporaries: Vec<Ino>,
+    /// Symbolic links that are no property of QEMU's, but to be renamed over one; with where they lead.
+    temporaries: Vec<(Ino, Box<str>)>,
     next: Ino,
     /// About what all this takes, in bytes.
     weight: usize,
@@ -97,7 +94,6 @@ impl Node {
             kernel_size: u64::MAX,
             children: 0,
             dead: false,
-            temporary: None,
         }
     }
 }
@@ -283,7 +279,7 @@ impl Inodes {
             self.detach(ino);
             self.nodes.remove(&ino);
             self.errors.clear(ino);
-            self.temporaries.retain(|temporary| *temporary != ino);
+            self.temporaries.retain(|(temporary, _)| *temporary != ino);
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children -= 1;
             }

@@ -1,18 +1,18 @@
 //! Setting a link: a symbolic link under any other name, renamed over it, as `ln -sfn` does.
 
-use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::warn;
 
 use crate::fs::error::Doing;
-use crate::fs::inode::table::LIFETIME;
 use crate::fs::link::text::is_unset;
 use crate::fs::{Error, Found, Ino, Result, Tree, Wait};
 use crate::qom::{Kind, Path, Request};
 use crate::text::printable;
 
+/// How long a symbolic link has to be renamed.
+const LIFETIME: Duration = Duration::from_secs(5);
 /// As deep as Linux follows links.
 const MAX_LINKS: usize = 40;
 
@@ -30,7 +30,7 @@ impl Tree {
     /// Makes a symbolic link, to be renamed over one that it sets.
     ///
     /// # Errors
-    /// EEXIST, EROFS; ENOSPC when there are too many.
+    /// EEXIST, EROFS; ENOSPC when there are too many, ENOMEM when no thread is left that would remove it.
     pub fn make_link(&self, parent: Ino, file: &str, target: &str, wait: Wait) -> Result<Found> {
         if self.settings.read_only {
             return Err(libc::EROFS.into());
@@ -38,43 +38,31 @@ impl Tree {
         if self.listing(parent, wait)?.find(file).is_some() {
             return Err(libc::EEXIST.into());
         }
-        self.inodes.lock().make_temporary(parent, file, target)?;
-        if !self.links_watched.swap(true, Ordering::AcqRel) {
-            self.watch_temporary_links();
+        let ino = self.inodes.lock().make_temporary(parent, file, target)?;
+        let tree = self.this.clone();
+        let expire = move || {
+            thread::sleep(LIFETIME);
+            if let Some(tree) = tree.upgrade() {
+                tree.expire_link(ino);
+            }
+        };
+        if thread::Builder::new().name("link".into()).spawn(expire).is_err() {
+            self.remove_link(parent, file)?;
+            return Err(libc::ENOMEM.into());
         }
         self.temporary_link(parent, file).ok_or_else(|| libc::EIO.into())
     }
 
-    /// Removes links as their time ends, until there are none.
-    fn watch_temporary_links(&self) {
-        let tree = self.this.clone();
-        let watch = move || {
-            while let Some(ends) = tree.upgrade().and_then(|tree| tree.remove_old_links()) {
-                thread::sleep(ends.saturating_duration_since(Instant::now()));
-            }
-        };
-        let thread = thread::Builder::new().name("links".into()).spawn(watch);
-        if thread.is_err() {
-            self.links_watched.store(false, Ordering::Release); // the next link tries again
-        }
-    }
-
-    /// Removes the links whose time has ended. Tells when the next one's ends; `None` when there is none.
-    fn remove_old_links(&self) -> Option<Instant> {
-        let mut inodes = self.inodes.lock();
-        let (old, next) = inodes.remove_old_temporaries();
-        if next.is_none() {
-            self.links_watched.store(false, Ordering::Release);
-        }
-        drop(inodes);
-        for (file, target) in old {
+    /// Removes a temporary link if it still is one.
+    fn expire_link(&self, ino: Ino) {
+        let expired = self.inodes.lock().end_temporary(ino);
+        if let Some((file, target)) = expired {
             let why = format!(
                 "the symbolic link '{file}' to '{target}' is gone: it was not renamed over a link within \
                  {LIFETIME:?}, which is all that it can be made for"
             );
             warn!("{}", printable(&why));
         }
-        next
     }
 
     /// Removes a temporary link; nothing else can be removed.
