@@ -22,6 +22,9 @@ Mount options:
   entry_timeout=SECONDS     how long a listing is kept (default: 1)
   timeout=SECONDS           for each QMP request, and for connecting (default: 10)
   reconnect                 stay mounted when QEMU goes, and serve again when it is back
+  monitor=auto|own|given    whether QEMU makes a monitor for the mount, so that the given one serves
+                            others: auto where it can (QEMU 11.1, Unix sockets, not with ro), own
+                            or no mount, given never (default: auto)
   no_readahead              never ask QEMU for anything before it is read
   no_pipelining             send QEMU no request before it has answered the last one (always so
                             behind libvirt's virt-qemu-qmp-proxy, which takes no more)
@@ -212,6 +215,7 @@ pub fn parse(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qmp::MonitorChoice;
     use std::time::Duration;
 
     fn parse_line(line: &str, environment: &[(&str, &str)]) -> Result<Config, UsageError> {
@@ -280,7 +284,7 @@ mod tests {
     #[test]
     fn options() {
         let all = "qom-fuse /s mnt -o ro,allow_other,dev,suid,nofail,x-systemd.automount,uid=5,umask=027 \
-                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining";
+                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining,monitor=own";
         let mount = parse_line(all, &[]).unwrap().mount;
         let want = MountOptions {
             read_only: true,
@@ -293,6 +297,7 @@ mod tests {
             reconnect: true,
             readahead: false,
             pipelining: false,
+            monitor: MonitorChoice::Own,
             ..MountOptions::default()
         };
         assert_eq!(mount, want);
@@ -307,6 +312,7 @@ mod tests {
             "entry_timeout=-1",
             "timeout=1e99",
             "a=b",
+            "monitor=mine",
         ] {
             let error = parse_line(&format!("qom-fuse /s mnt -o {bad}"), &[]).unwrap_err();
             assert!(error.to_string().contains(bad), "{error}");

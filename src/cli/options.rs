@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::UsageError;
+use crate::qmp::MonitorChoice;
 
 /// What `-o` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +21,7 @@ pub struct MountOptions {
     pub entry_timeout: Duration,
     pub timeout: Duration,
     pub reconnect: bool,
+    pub monitor: MonitorChoice,
     pub readahead: bool,
     /// Whether a request may be sent before the one before it was answered.
     pub pipelining: bool,
@@ -42,6 +44,7 @@ impl Default for MountOptions {
             entry_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             reconnect: false,
+            monitor: MonitorChoice::Auto,
             readahead: true,
             pipelining: true,
             no_exec: false,
@@ -89,6 +92,14 @@ impl MountOptions {
                         .filter(|t| !t.is_zero())
                         .ok_or_else(|| bad("not a number of seconds above 0"))?;
                 }
+                "monitor" => {
+                    self.monitor = match value {
+                        "auto" => MonitorChoice::Auto,
+                        "own" => MonitorChoice::Own,
+                        "given" => MonitorChoice::Given,
+                        _ => return Err(bad("auto, own or given")),
+                    }
+                }
                 name if name.starts_with("x-") || name == "comment" => {}
                 _ => return Err(bad("unknown option (see --help)")),
             }
@@ -118,6 +129,14 @@ impl MountOptions {
             _ => return Err(bad("unknown option (see --help)")),
         }
         Ok(())
+    }
+
+    /// Which monitor is used: a mount that changes nothing has QEMU make none, unless it is told to.
+    pub fn monitor_choice(&self) -> MonitorChoice {
+        match self.monitor {
+            MonitorChoice::Auto if self.read_only => MonitorChoice::Given,
+            choice => choice,
+        }
     }
 
     /// Whether the kernel judges by owner and mode: always when others are let in, unless the

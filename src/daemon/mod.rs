@@ -243,7 +243,9 @@ fn connect(
         }
     };
     let mount = &config.mount;
-    match Monitor::connect(address, mount.timeout, mount.pipelining, mount.reconnect, notices) {
+    let (pipelining, reconnect) = (mount.pipelining, mount.reconnect);
+    let choice = mount.monitor_choice();
+    match Monitor::connect(address, mount.timeout, pipelining, reconnect, choice, notices) {
         Ok(monitor) => Ok((Tree::new(Qom::new(monitor), settings), machine)),
         Err(e) => {
             let ended = machine.as_ref().and_then(Machine::wait_a_moment);

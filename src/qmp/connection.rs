@@ -18,6 +18,7 @@ use super::error::{Closed, ConnectError, Error};
 use super::handshake::{Incoming, Peer, handshake};
 use super::lines::LineReader;
 use super::outgoing::Outgoing;
+use super::own::{self, MonitorChoice};
 use super::reader::{Listener, read_all};
 use super::slot::{Reply, Slot};
 use super::wire::{self, Greeting};
@@ -34,6 +35,48 @@ pub struct Connection {
     greeting: Greeting,
     /// Whether `qom-list-get` is worth a try.
     list_get: AtomicBool,
+}
+
+/// A monitor that has greeted and takes commands, and that nobody reads yet.
+pub(super) struct Greeted {
+    pub socket: Arc<Socket>,
+    pub lines: LineReader<Incoming>,
+    pub peer: Peer,
+}
+
+impl Greeted {
+    /// Connects and does the handshake, within `timeout`.
+    pub fn at(address: &Address, timeout: Duration) -> Result<Greeted, ConnectError> {
+        let deadline = Instant::now() + timeout;
+        let name = address.to_string();
+        let socket = address.connect(deadline).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => ConnectError::Crowded {
+                address: name.clone(),
+                after: timeout,
+            },
+            _ => ConnectError::Io {
+                address: name.clone(),
+                source: e,
+            },
+        })?;
+        Greeted::on(socket, &name, deadline, timeout)
+    }
+
+    /// The same on a socket that is connected; what is read until it is lifted must come before `deadline`.
+    pub fn on(
+        socket: Socket,
+        name: &str,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<Greeted, ConnectError> {
+        let socket = Arc::new(socket);
+        let mut lines = LineReader::new(Incoming {
+            socket: socket.clone(),
+            deadline: Some(deadline),
+        });
+        let peer = handshake(&socket, &mut lines, name, timeout)?;
+        Ok(Greeted { socket, lines, peer })
+    }
 }
 
 /// The first QEMU with `qom-list-get`.
@@ -82,32 +125,21 @@ impl Connection {
         address: &Address,
         timeout: Duration,
         pipelining: bool,
+        choice: MonitorChoice,
         listener: Arc<dyn Listener>,
     ) -> Result<Connection, ConnectError> {
-        let deadline = Instant::now() + timeout;
-        let name = address.to_string();
-        let socket = address.connect(deadline).map_err(|e| match e.kind() {
-            io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => ConnectError::Crowded {
-                address: name.clone(),
-                after: timeout,
+        let given = Greeted::at(address, timeout)?;
+        let Greeted {
+            socket,
+            mut lines,
+            peer: Peer {
+                greeting,
+                one_at_a_time,
             },
-            _ => ConnectError::Io {
-                address: name.clone(),
-                source: e,
-            },
-        })?;
-        let socket = Arc::new(socket);
-        let mut lines = LineReader::new(Incoming {
-            socket: socket.clone(),
-            deadline: Some(deadline),
-        });
-        let Peer {
-            greeting,
-            one_at_a_time,
-        } = handshake(&socket, &mut lines, &name, timeout)?;
+        } = own::choose(given, address, choice, timeout)?;
         lines.source_mut().deadline = None;
         socket.set_read_timeout(None).map_err(|source| ConnectError::Io {
-            address: name,
+            address: address.to_string(),
             source,
         })?;
         let shared = Arc::new(Shared {

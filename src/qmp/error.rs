@@ -107,6 +107,11 @@ pub enum ConnectError {
          -mon …,mode=control), not that of a human monitor, serial port or guest agent"
     )]
     NotQmp { address: String, what: String },
+    #[error(
+        "{address}: QEMU makes no monitor for this mount (-o monitor=own): {}",
+        printable(why)
+    )]
+    NoOwnMonitor { address: String, why: String },
 }
 
 fn hint(error: &io::Error) -> &'static str {

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use super::address::Address;
 use super::connection::{Connection, Pending};
 use super::error::{Closed, ConnectError, Error};
+use super::own::MonitorChoice;
 use super::reader::Listener;
 use super::wire::{Event, Greeting};
 
@@ -44,6 +45,7 @@ struct Inner {
     address: Address,
     timeout: Duration,
     pipelining: bool,
+    choice: MonitorChoice,
     reconnect: bool,
     sink: Arc<EventSink>,
     current: Mutex<Current>,
@@ -93,6 +95,7 @@ impl Monitor {
         timeout: Duration,
         pipelining: bool,
         reconnect: bool,
+        choice: MonitorChoice,
         notices: Sender<Notice>,
     ) -> Result<Monitor, ConnectError> {
         let sink = Arc::new(EventSink {
@@ -100,12 +103,19 @@ impl Monitor {
             on_event: OnceLock::new(),
             on_renewal: OnceLock::new(),
         });
-        let connection = Arc::new(Connection::open(&address, timeout, pipelining, sink.clone())?);
+        let connection = Arc::new(Connection::open(
+            &address,
+            timeout,
+            pipelining,
+            choice,
+            sink.clone(),
+        )?);
         let reconnect = reconnect && address.is_repeatable();
         let inner = Arc::new(Inner {
             address,
             timeout,
             pipelining,
+            choice,
             reconnect,
             sink,
             current: Mutex::new(Current {
@@ -264,7 +274,13 @@ impl Inner {
                     continue;
                 }
             }
-            let attempt = Connection::open(&self.address, self.timeout, self.pipelining, self.sink.clone());
+            let attempt = Connection::open(
+                &self.address,
+                self.timeout,
+                self.pipelining,
+                self.choice,
+                self.sink.clone(),
+            );
             if attempt.is_ok()
                 && let Some(on_renewal) = self.sink.on_renewal.get()
             {

@@ -24,7 +24,7 @@ fn connected(timeout: Duration) -> (Connection, UnixStream) {
         peer
     });
     let address = Address::Fd(ours.into_raw_fd());
-    let connection = Connection::open(&address, timeout, true, Arc::new(Deaf)).unwrap();
+    let connection = Connection::open(&address, timeout, true, MonitorChoice::Auto, Arc::new(Deaf)).unwrap();
     (connection, hello.join().unwrap())
 }
 

@@ -1,0 +1,197 @@
+//! A monitor of the mount's own: QEMU makes it over the given one, which serves others then. QEMU removes it when
+//! our end closes, for whatever reason.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use serde_json::{Value, json};
+
+use super::address::Address;
+use super::connection::Greeted;
+use super::error::{ConnectError, Error};
+use super::wire::{self, Message};
+
+/// The first QEMU that makes monitors on demand.
+const SINCE: (u32, u32, u32) = (11, 1, 0);
+/// How long a new monitor has to greet.
+const GREETING: Duration = Duration::from_secs(2);
+/// The most names that are tried: one for each mount of the machine.
+const MAX_NAMES: u32 = 64;
+/// What QEMU calls the new monitor's socket until it is in use; another client may use the same name.
+const SOCKET_NAME: &str = "qom-fuse";
+
+/// Which monitor is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MonitorChoice {
+    /// One of our own where QEMU makes one, else the given one.
+    Auto,
+    /// One of our own.
+    Own,
+    /// The given one.
+    Given,
+}
+
+/// Why there is no monitor of our own.
+enum Failure {
+    /// The given one can still be used.
+    Refused(String),
+    /// It cannot.
+    Lost(io::Error),
+}
+
+/// What is used in place of the given monitor, which has just greeted: one of our own, or itself.
+///
+/// # Errors
+/// When one of our own was asked for and cannot be, or the given one is lost over it.
+pub(super) fn choose(
+    mut given: Greeted,
+    address: &Address,
+    choice: MonitorChoice,
+    timeout: Duration,
+) -> Result<Greeted, ConnectError> {
+    let wanted = choice == MonitorChoice::Own;
+    let failed = |why: String| ConnectError::NoOwnMonitor {
+        address: address.to_string(),
+        why,
+    };
+    // Nobody else could use a descriptor that was given to us.
+    if choice == MonitorChoice::Given || matches!(address, Address::Fd(_)) {
+        return Ok(given);
+    }
+    if let Some(why) = why_not(&given, address) {
+        return if wanted { Err(failed(why)) } else { Ok(given) };
+    }
+    match take(&mut given, timeout.min(GREETING)) {
+        Ok((own, id)) => {
+            info!("{address}: QEMU has made the monitor {id} for this mount; the given one serves others");
+            Ok(own)
+        }
+        Err(Failure::Refused(why)) if wanted => Err(failed(why)),
+        // A peer that is no QEMU may close the connection over what it does not know.
+        Err(Failure::Lost(e)) if !wanted && e.kind() == io::ErrorKind::UnexpectedEof => {
+            warn!("{address}: QEMU makes no monitor for this mount, which keeps the given one: {e}");
+            drop(given);
+            Greeted::at(address, timeout)
+        }
+        Err(Failure::Lost(source)) => Err(ConnectError::Io {
+            address: address.to_string(),
+            source,
+        }),
+        Err(Failure::Refused(why)) => {
+            warn!("{address}: QEMU makes no monitor for this mount, which keeps the given one: {why}");
+            Ok(given)
+        }
+    }
+}
+
+/// Why QEMU need not be asked.
+fn why_not(given: &Greeted, address: &Address) -> Option<String> {
+    if matches!(address, Address::Tcp { .. }) {
+        return Some("only a Unix socket passes one on, and this is TCP".into());
+    }
+    if given.peer.one_at_a_time {
+        return Some("libvirt passes no socket on".into());
+    }
+    let greeting = &given.peer.greeting;
+    (greeting.version < SINCE).then(|| format!("{greeting} does not make them, QEMU does from 11.1 on"))
+}
+
+/// Has QEMU make a monitor under the first name that is free, which is returned too.
+fn take(given: &mut Greeted, timeout: Duration) -> Result<(Greeted, String), Failure> {
+    let mut last = Failure::Refused(String::new());
+    for number in 1..=MAX_NAMES {
+        let id = match number {
+            1 => "qom-fuse".to_owned(),
+            number => format!("qom-fuse-{number}"),
+        };
+        match make(given, &id, timeout) {
+            Ok(own) => return Ok((own, id)),
+            Err(Failure::Refused(why)) if is_taken(&why) => last = Failure::Refused(why),
+            Err(failure) => return Err(failure),
+        }
+    }
+    Err(last)
+}
+
+/// Whether QEMU refuses a name since something else has it: `chardev-add` and `object-add` have different words.
+fn is_taken(why: &str) -> bool {
+    why.contains("already exists") || why.contains("duplicate")
+}
+
+/// Has QEMU make a monitor of this name. What was made is removed where it fails.
+fn make(given: &mut Greeted, id: &str, timeout: Duration) -> Result<Greeted, Failure> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Failure::Refused(format!("no socket pair: {e}")))?;
+    given.ask("getfd", &json!({ "fdname": SOCKET_NAME }), Some(theirs.as_fd()))?;
+    drop(theirs);
+    let socket = json!({ "type": "fd", "data": { "str": SOCKET_NAME } });
+    let backend = json!({ "type": "socket", "data": { "addr": socket, "server": false } });
+    given
+        .ask("chardev-add", &json!({ "id": id, "backend": backend }), None)
+        .inspect_err(|_| given.undo("closefd", &json!({ "fdname": SOCKET_NAME })))?;
+    let monitor = json!({ "qom-type": "monitor-qmp", "id": id, "chardev": id, "close-action": "delete" });
+    given
+        .ask("object-add", &monitor, None)
+        .inspect_err(|_| given.undo("chardev-remove", &json!({ "id": id })))?;
+    Greeted::on(OwnedFd::from(ours).into(), id, Instant::now() + timeout, timeout).map_err(|e| {
+        given.undo("object-del", &json!({ "id": id }));
+        given.undo("chardev-remove", &json!({ "id": id }));
+        Failure::Refused(match e {
+            ConnectError::NoGreeting { after, .. } => format!("no greeting on it within {after:?}"),
+            e => e.to_string(),
+        })
+    })
+}
+
+impl Greeted {
+    /// Executes a command, before anything else does, and waits for its reply. A descriptor goes with it.
+    fn ask(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        descriptor: Option<BorrowedFd>,
+    ) -> Result<(), Failure> {
+        let request = wire::request(command, arguments);
+        // In one message: QEMU keeps only the descriptors of the last one that it has read.
+        let descriptors: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let rights = if descriptors.is_empty() {
+            &[][..]
+        } else {
+            &rights[..]
+        };
+        let (socket, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+        let sent = sendmsg::<()>(socket, &[IoSlice::new(&request)], rights, flags, None);
+        if sent.map_err(|e| Failure::Lost(e.into()))? < request.len() {
+            return Err(Failure::Lost(io::ErrorKind::WriteZero.into()));
+        }
+        loop {
+            let line = self.lines.next().map_err(|e| {
+                let why = format!("QEMU greets, but does not answer {command}: {e}");
+                Failure::Lost(io::Error::new(e.kind(), why))
+            })?;
+            match line.map(wire::decode) {
+                Some(Message::Reply(Ok(_))) => return Ok(()),
+                Some(Message::Reply(Err(Error::Refused { desc, .. }))) => return Err(Failure::Refused(desc)),
+                // Nothing was asked yet that they could be about.
+                Some(Message::Event(_) | Message::BadEvent(_)) => {}
+                Some(other) => {
+                    let why = format!("{} in answer to {command}", other.kind());
+                    return Err(Failure::Lost(io::Error::new(io::ErrorKind::InvalidData, why)));
+                }
+                None => {
+                    let why = format!("QEMU closed the connection over {command}");
+                    return Err(Failure::Lost(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+                }
+            }
+        }
+    }
+
+    /// Takes back what a command did. It may be gone already.
+    fn undo(&mut self, command: &str, arguments: &Value) {
+        let _ = self.ask(command, arguments, None);
+    }
+}
