@@ -9,6 +9,7 @@ mod daemon;
 mod fs;
 mod fuse;
 mod limits;
+mod pidfd;
 mod qmp;
 mod qom;
 mod text;

@@ -1,7 +1,6 @@
 //! A QEMU of our own: started with a monitor that nobody else has.
 
 pub mod discover;
-mod pidfd;
 
 use std::ffi::OsString;
 use std::io::{self, IoSliceMut};
@@ -21,8 +20,8 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, 
 use parking_lot::{Condvar, Mutex};
 
 use crate::daemon::background::hide_monitor;
-use crate::daemon::machine::pidfd::Process;
 use crate::daemon::signals::Inherited;
+use crate::pidfd::Process;
 use crate::qmp::{self, Monitor};
 
 /// How long QEMU has to end after each thing that is said to it.
