@@ -25,6 +25,9 @@ Mount options:
   monitor=auto|own|given    whether QEMU makes a monitor for the mount, so that the given one serves
                             others: auto where it can (QEMU 11.1, Unix sockets, not with ro), own
                             or no mount, given never (default: auto)
+  idle=SECONDS              let others use the given monitor when nothing was asked for so long, and
+                            take it again when something is (default: 0, never; for Proxmox's
+                            sockets 1)
   no_readahead              never ask QEMU for anything before it is read
   no_pipelining             send QEMU no request before it has answered the last one (always so
                             behind libvirt's virt-qemu-qmp-proxy, which takes no more)
@@ -196,6 +199,14 @@ pub fn parse(
             mount.set(&word)?;
         }
     }
+    let lasting = matches!(machine, Wanted::Command(_) | Wanted::At(Address::Fd(_)));
+    if let Some(idle) = mount.idle.filter(|idle| lasting && !idle.is_zero()) {
+        let word = format!("idle={}", idle.as_secs_f64());
+        return Err(UsageError::Option(
+            word,
+            "nobody else can use this monitor".into(),
+        ));
+    }
     Ok(Task::Mount(Box::new(Config {
         machine,
         source,
@@ -284,7 +295,7 @@ mod tests {
     #[test]
     fn options() {
         let all = "qom-fuse /s mnt -o ro,allow_other,dev,suid,nofail,x-systemd.automount,uid=5,umask=027 \
-                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining,monitor=own";
+                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining,monitor=own,idle=0.5";
         let mount = parse_line(all, &[]).unwrap().mount;
         let want = MountOptions {
             read_only: true,
@@ -298,6 +309,7 @@ mod tests {
             readahead: false,
             pipelining: false,
             monitor: MonitorChoice::Own,
+            idle: Some(Duration::from_millis(500)),
             ..MountOptions::default()
         };
         assert_eq!(mount, want);
@@ -313,9 +325,41 @@ mod tests {
             "timeout=1e99",
             "a=b",
             "monitor=mine",
+            "idle=-1",
         ] {
             let error = parse_line(&format!("qom-fuse /s mnt -o {bad}"), &[]).unwrap_err();
             assert!(error.to_string().contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn when_a_monitor_is_let_go() {
+        let idle = |line: &str| {
+            let config = parse_line(line, &[]).unwrap();
+            let Wanted::At(address) = config.machine else {
+                return config.mount.idle;
+            };
+            config.mount.idle_at(&address)
+        };
+        let second = Duration::from_secs(1);
+        for (line, want) in [
+            ("qom-fuse /s mnt", None),
+            ("qom-fuse -o idle=1 /s mnt", Some(second)),
+            ("qom-fuse /run/qemu-server/100.qmp mnt", Some(second)),
+            ("qom-fuse /var/run/qemu-server/100.qmp mnt", Some(second)),
+            ("qom-fuse /run/qemu-server2/100.qmp mnt", None),
+            ("qom-fuse -o idle=0 /run/qemu-server/100.qmp mnt", None),
+            (
+                "qom-fuse -o idle=2 /run/qemu-server/100.qmp mnt",
+                Some(2 * second),
+            ),
+            ("qom-fuse -o idle=0 fd:3 mnt", None),
+        ] {
+            assert_eq!(idle(line), want, "{line}");
+        }
+        for line in ["qom-fuse -o idle=1 fd:3 mnt", "qom-fuse -o idle=1 mnt -- qemu"] {
+            let error = parse_line(line, &[]).unwrap_err().to_string();
+            assert!(error.contains("idle=1: nobody else"), "{error}");
         }
     }
 

@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use super::UsageError;
-use crate::qmp::MonitorChoice;
+use crate::qmp::{Address, MonitorChoice};
+
+/// Where Proxmox has the one monitor of each machine, which its own tools need for moments every few seconds.
+const PROXMOX: [&str; 2] = ["/run/qemu-server", "/var/run/qemu-server"];
+/// After how long it is let go of there.
+const PROXMOX_IDLE: Duration = Duration::from_secs(1);
 
 /// What `-o` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +27,8 @@ pub struct MountOptions {
     pub timeout: Duration,
     pub reconnect: bool,
     pub monitor: MonitorChoice,
+    /// After how long the given monitor is let go of when nothing is asked; zero: never. None: as the address has it.
+    pub idle: Option<Duration>,
     pub readahead: bool,
     /// Whether a request may be sent before the one before it was answered.
     pub pipelining: bool,
@@ -45,6 +52,7 @@ impl Default for MountOptions {
             timeout: Duration::from_secs(10),
             reconnect: false,
             monitor: MonitorChoice::Auto,
+            idle: None,
             readahead: true,
             pipelining: true,
             no_exec: false,
@@ -92,6 +100,9 @@ impl MountOptions {
                         .filter(|t| !t.is_zero())
                         .ok_or_else(|| bad("not a number of seconds above 0"))?;
                 }
+                "idle" => {
+                    self.idle = Some(seconds(value).ok_or_else(|| bad("not a number of seconds"))?);
+                }
                 "monitor" => {
                     self.monitor = match value {
                         "auto" => MonitorChoice::Auto,
@@ -137,6 +148,15 @@ impl MountOptions {
             MonitorChoice::Auto if self.read_only => MonitorChoice::Given,
             choice => choice,
         }
+    }
+
+    /// After how long the given monitor is let go of when nothing is asked, if at all.
+    pub fn idle_at(&self, address: &Address) -> Option<Duration> {
+        let usual = || match address {
+            Address::Unix(path) if PROXMOX.iter().any(|folder| path.starts_with(folder)) => PROXMOX_IDLE,
+            _ => Duration::ZERO,
+        };
+        Some(self.idle.unwrap_or_else(usual)).filter(|idle| !idle.is_zero())
     }
 
     /// Whether the kernel judges by owner and mode: always when others are let in, unless the

@@ -244,8 +244,16 @@ fn connect(
     };
     let mount = &config.mount;
     let (pipelining, reconnect) = (mount.pipelining, mount.reconnect);
-    let choice = mount.monitor_choice();
-    match Monitor::connect(address, mount.timeout, pipelining, reconnect, choice, notices) {
+    let (choice, idle) = (mount.monitor_choice(), mount.idle_at(&address));
+    match Monitor::connect(
+        address,
+        mount.timeout,
+        pipelining,
+        reconnect,
+        choice,
+        idle,
+        notices,
+    ) {
         Ok(monitor) => Ok((Tree::new(Qom::new(monitor), settings), machine)),
         Err(e) => {
             let ended = machine.as_ref().and_then(Machine::wait_a_moment);

@@ -10,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, info};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use socket2::Socket;
 
@@ -33,6 +35,10 @@ const MAX_ALONE: usize = 5 << 18;
 pub struct Connection {
     shared: Arc<Shared>,
     greeting: Greeting,
+    /// The process that listens at the address, if it is known.
+    listening: Option<i32>,
+    /// It keeps nobody from the address.
+    is_own: bool,
     /// Whether `qom-list-get` is worth a try.
     list_get: AtomicBool,
 }
@@ -42,6 +48,10 @@ pub(super) struct Greeted {
     pub socket: Arc<Socket>,
     pub lines: LineReader<Incoming>,
     pub peer: Peer,
+    /// The process that listens at the given address, if it is known.
+    pub listener: Option<i32>,
+    /// It is not the given one.
+    pub is_own: bool,
 }
 
 impl Greeted {
@@ -75,7 +85,14 @@ impl Greeted {
             deadline: Some(deadline),
         });
         let peer = handshake(&socket, &mut lines, name, timeout)?;
-        Ok(Greeted { socket, lines, peer })
+        let listener = getsockopt(&*socket, PeerCredentials).ok().map(|peer| peer.pid());
+        Ok(Greeted {
+            listener: listener.filter(|pid| *pid > 0),
+            is_own: false,
+            socket,
+            lines,
+            peer,
+        })
     }
 }
 
@@ -94,12 +111,13 @@ struct Shared {
     turn: Condvar,
 }
 
-#[derive(Default)]
 struct State {
     /// Requests without a reply, oldest first.
     owed: VecDeque<Arc<Slot>>,
     /// How many of them nobody waits for any more because their time ran out.
     overdue: usize,
+    /// When the last request was sent or answered.
+    used: Instant,
     closed: Option<Arc<Closed>>,
 }
 
@@ -132,6 +150,8 @@ impl Connection {
         let Greeted {
             socket,
             mut lines,
+            listener: listening,
+            is_own,
             peer: Peer {
                 greeting,
                 one_at_a_time,
@@ -145,13 +165,20 @@ impl Connection {
         let shared = Arc::new(Shared {
             writer: Mutex::new(Outgoing::new(socket.clone())),
             socket,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                owed: VecDeque::new(),
+                overdue: 0,
+                used: Instant::now(),
+                closed: None,
+            }),
             timeout,
             one_at_a_time: one_at_a_time || !pipelining,
             turn: Condvar::new(),
         });
         let connection = Connection {
             shared: shared.clone(),
+            listening,
+            is_own,
             list_get: AtomicBool::new(greeting.version >= LIST_GET_SINCE),
             greeting,
         };
@@ -176,6 +203,35 @@ impl Connection {
     /// Why the connection ended, if it did.
     pub fn closed(&self) -> Option<Arc<Closed>> {
         self.shared.state.lock().closed.clone()
+    }
+
+    /// The process that listens at the address, if it is known.
+    pub(super) fn listener(&self) -> Option<i32> {
+        self.listening
+    }
+
+    /// Ends the connection if nothing was asked for so long; else says when that is to be tried again.
+    pub(super) fn let_go(&self, idle: Duration) -> Option<Duration> {
+        const NEVER: Duration = Duration::from_secs(3600);
+        if self.is_own {
+            return Some(NEVER);
+        }
+        let Some(_nobody_writes) = self.shared.writer.try_lock() else {
+            return Some(idle);
+        };
+        let left = {
+            let state = self.shared.state.lock();
+            match (&state.closed, state.owed.is_empty()) {
+                (Some(_), _) => NEVER,
+                (None, true) => idle.saturating_sub(state.used.elapsed()),
+                (None, false) => idle,
+            }
+        };
+        if left.is_zero() {
+            self.shared.close(Closed::Idle);
+            return None;
+        }
+        Some(left)
     }
 
     /// Ends the connection; whoever waits for a reply gets [`Error::Closed`].
@@ -289,6 +345,7 @@ impl Shared {
             self.wait_for_turn(&mut state, deadline)?;
             let slot = Slot::new(patience.is_zero(), text);
             state.owed.push_back(slot.clone());
+            state.used = Instant::now();
             slot
         };
         let cut_off = match writer.write(request, deadline) {
@@ -374,7 +431,12 @@ impl Shared {
 
     /// Gives a reply to the oldest request that has none; false when there is none.
     fn answer(&self, reply: Reply) -> bool {
-        let Some(slot) = self.state.lock().owed.pop_front() else {
+        let slot = {
+            let mut state = self.state.lock();
+            state.used = Instant::now();
+            state.owed.pop_front()
+        };
+        let Some(slot) = slot else {
             return false;
         };
         self.turn.notify_all();

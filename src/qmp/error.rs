@@ -31,6 +31,9 @@ pub enum Error {
     /// The same, of a request that was made after the connection was gone, and never sent.
     #[error("not connected to QEMU: {0}")]
     Unsent(Arc<Closed>),
+    /// The request was never sent: its monitor was let go of, and cannot be had now.
+    #[error("the monitor serves others when it is not used (-o idle), and cannot be had again: {0}")]
+    Away(Arc<ConnectError>),
     /// The request was never sent: it is about what an earlier connection had.
     #[error("QEMU was connected again since this file was opened, and may be another one: open it again")]
     Reconnected,
@@ -57,6 +60,9 @@ pub enum Closed {
     /// A part of qom-fuse itself broke (a panic in the reader).
     #[error("internal error: {0}")]
     Internal(String),
+    /// We let go of it, for others; seen only when QEMU is not there any more.
+    #[error("QEMU has ended since its monitor was last used")]
+    Idle,
     /// We closed it.
     #[error("disconnected")]
     Ours,
@@ -65,7 +71,7 @@ pub enum Closed {
 impl Closed {
     /// True when QEMU simply went away, which is no failure of anybody's.
     pub fn is_orderly(&self) -> bool {
-        matches!(self, Closed::Eof | Closed::Io(_) | Closed::Ours)
+        matches!(self, Closed::Eof | Closed::Io(_) | Closed::Idle | Closed::Ours)
     }
 }
 
@@ -112,6 +118,19 @@ pub enum ConnectError {
         printable(why)
     )]
     NoOwnMonitor { address: String, why: String },
+}
+
+impl ConnectError {
+    /// Whether QEMU may be there, and only does not get to us: another client is served, or it is stopped.
+    pub fn is_held(&self) -> bool {
+        match self {
+            ConnectError::NoGreeting { .. } | ConnectError::Crowded { .. } | ConnectError::Stopped { .. } => {
+                true
+            }
+            ConnectError::Io { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+            ConnectError::NotQmp { .. } | ConnectError::NoOwnMonitor { .. } => false,
+        }
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {

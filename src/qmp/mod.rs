@@ -9,6 +9,7 @@ mod budget;
 mod connection;
 mod error;
 mod handshake;
+mod idle;
 mod lines;
 mod monitor;
 mod outgoing;

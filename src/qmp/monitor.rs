@@ -12,8 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use super::address::Address;
 use super::connection::{Connection, Pending};
 use super::error::{Closed, ConnectError, Error};
+use super::idle::{Away, Listener};
 use super::own::MonitorChoice;
-use super::reader::Listener;
+use super::reader;
 use super::wire::{Event, Greeting};
 
 /// What is done when an event comes: in the reader, before any later reply is given out, since
@@ -41,38 +42,49 @@ pub struct Monitor {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    address: Address,
-    timeout: Duration,
-    pipelining: bool,
-    choice: MonitorChoice,
+pub(super) struct Inner {
+    pub address: Address,
+    pub timeout: Duration,
+    pub pipelining: bool,
+    pub choice: MonitorChoice,
     reconnect: bool,
-    sink: Arc<EventSink>,
-    current: Mutex<Current>,
+    pub sink: Arc<EventSink>,
+    pub current: Mutex<Current>,
     /// Signalled when an attempt to connect begins to be wanted, and when one ended.
-    changed: Condvar,
+    pub changed: Condvar,
 }
 
-struct Current {
-    connection: Arc<Connection>,
-    /// How many connections there were before it.
-    number: u64,
+pub(super) struct Current {
+    pub connection: Arc<Connection>,
+    /// How many connections to another QEMU, or perhaps another one, there were before it.
+    pub number: u64,
+    /// The monitor was let go of, for others.
+    pub away: Option<Away>,
+    /// Who listens, once it was let go of.
+    pub listener: Option<Arc<Listener>>,
     /// Attempts made since the connection was lost.
     attempts: u64,
     /// When the first request began to wait for the attempt under way.
     waited_for_since: Option<Instant>,
     retry_now: bool,
-    ended: bool,
+    pub ended: bool,
+}
+
+impl Current {
+    /// Whether the connection ended by itself.
+    fn is_lost(&self) -> bool {
+        self.away.is_none() && self.connection.closed().is_some()
+    }
 }
 
 /// Hears a connection.
-struct EventSink {
-    notices: Sender<Notice>,
+pub(super) struct EventSink {
+    pub notices: Sender<Notice>,
     on_event: OnceLock<OnEvent>,
     on_renewal: OnceLock<OnRenewal>,
 }
 
-impl Listener for EventSink {
+impl reader::Listener for EventSink {
     fn event(&self, event: Event) {
         if let Some(on_event) = self.on_event.get() {
             on_event(&event);
@@ -80,6 +92,9 @@ impl Listener for EventSink {
     }
 
     fn closed(&self, why: &Arc<Closed>) {
+        if matches!(**why, Closed::Idle) {
+            return;
+        }
         let _ = self.notices.send(Notice::Lost(why.clone()));
     }
 }
@@ -96,6 +111,7 @@ impl Monitor {
         pipelining: bool,
         reconnect: bool,
         choice: MonitorChoice,
+        idle: Option<Duration>,
         notices: Sender<Notice>,
     ) -> Result<Monitor, ConnectError> {
         let sink = Arc::new(EventSink {
@@ -121,6 +137,8 @@ impl Monitor {
             current: Mutex::new(Current {
                 connection,
                 number: 0,
+                away: None,
+                listener: None,
                 attempts: 0,
                 waited_for_since: None,
                 retry_now: false,
@@ -128,22 +146,34 @@ impl Monitor {
             }),
             changed: Condvar::new(),
         });
+        let monitor = Monitor { inner };
         if reconnect {
-            let reconnecting = inner.clone();
-            thread::Builder::new()
-                .name("qmp-reconnect".into())
-                .spawn(move || {
-                    if catch_unwind(AssertUnwindSafe(|| reconnecting.reconnect_loop())).is_err() {
-                        let broken = Closed::Internal("the thread that reconnects panicked".into());
-                        let _ = reconnecting.sink.notices.send(Notice::Lost(Arc::new(broken)));
-                    }
-                })
-                .map_err(|source| ConnectError::Io {
-                    address: inner.address.to_string(),
-                    source,
-                })?;
+            monitor.start_thread("qmp-reconnect", |inner| inner.reconnect_loop())?;
         }
-        Ok(Monitor { inner })
+        if let Some(idle) = idle {
+            monitor.start_thread("qmp-idle", move |inner| inner.idle_loop(idle))?;
+        }
+        Ok(monitor)
+    }
+
+    /// Starts a thread that lives as long as the monitor.
+    fn start_thread(
+        &self,
+        name: &'static str,
+        body: impl FnOnce(&Arc<Inner>) + Send + 'static,
+    ) -> Result<(), ConnectError> {
+        let inner = self.inner.clone();
+        let contained = move || {
+            if catch_unwind(AssertUnwindSafe(|| body(&inner))).is_err() {
+                let broken = Closed::Internal(format!("the thread {name} panicked"));
+                let _ = inner.sink.notices.send(Notice::Lost(Arc::new(broken)));
+            }
+        };
+        let spawned = thread::Builder::new().name(name.into()).spawn(contained);
+        spawned.map(drop).map_err(|source| ConnectError::Io {
+            address: self.inner.address.to_string(),
+            source,
+        })
     }
 
     /// Says what to do when an event comes, once; events that came before are lost.
@@ -164,7 +194,7 @@ impl Monitor {
     /// The number of the connection in force, if there is one: each one that is made has another.
     pub fn connection_number(&self) -> Option<u64> {
         let current = self.inner.current.lock();
-        current.connection.closed().is_none().then_some(current.number)
+        (!current.is_lost()).then_some(current.number)
     }
 
     /// Sends a request; [`Pending::wait`] gives its reply. One that is about what a connection had is sent
@@ -173,15 +203,19 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn send(&self, request: &[u8], only_on: Option<u64>) -> Result<Pending, Error> {
-        let (connection, number) = self.connection();
-        if only_on.is_some_and(|only| only != number) {
-            return Err(Error::Reconnected);
+        loop {
+            let (connection, number) = self.connection()?;
+            if only_on.is_some_and(|only| only != number) {
+                return Err(Error::Reconnected);
+            }
+            return match connection.send(request) {
+                // It was let go of just now.
+                Err(Error::Closed(_)) if !self.inner.is_in_force(&connection) => continue,
+                // What another request's connection was given up for says nothing of this one.
+                Err(Error::Closed(why)) if self.inner.reconnect => Err(Error::Unsent(why)),
+                sent => sent,
+            };
         }
-        connection.send(request).map_err(|e| match e {
-            // What another request's connection was given up for says nothing of this one.
-            Error::Closed(why) if self.inner.reconnect => Error::Unsent(why),
-            e => e,
-        })
     }
 
     /// Sends a request only if QEMU is there and ready to take it.
@@ -206,7 +240,7 @@ impl Monitor {
 
     /// Whether there is no connection now.
     pub fn is_closed(&self) -> bool {
-        self.current().closed().is_some()
+        self.inner.current.lock().is_lost()
     }
 
     /// Whether a lost connection is sought again: wanted, and possible for this address.
@@ -226,9 +260,10 @@ impl Monitor {
 
     /// The connection in force. When it is lost, sets off an attempt to reconnect at once and
     /// waits a moment for it, so that the first access after QEMU is back succeeds.
-    fn connection(&self) -> (Arc<Connection>, u64) {
+    fn connection(&self) -> Result<(Arc<Connection>, u64), Error> {
         let mut current = self.inner.current.lock();
-        if self.inner.reconnect && current.connection.closed().is_some() {
+        self.inner.want(&mut current)?;
+        if self.inner.reconnect && current.is_lost() {
             let attempt = current.attempts;
             current.retry_now = true;
             self.inner.changed.notify_all();
@@ -241,7 +276,7 @@ impl Monitor {
                 }
             }
         }
-        (current.connection.clone(), current.number)
+        Ok((current.connection.clone(), current.number))
     }
 }
 
@@ -252,6 +287,19 @@ impl Drop for Monitor {
 }
 
 impl Inner {
+    /// Whether requests go to this connection now.
+    fn is_in_force(&self, connection: &Arc<Connection>) -> bool {
+        let current = self.current.lock();
+        current.away.is_none() && Arc::ptr_eq(&current.connection, connection)
+    }
+
+    /// Has everything forgotten that was learned over the connection so far.
+    pub(super) fn forget(&self) {
+        if let Some(on_renewal) = self.sink.on_renewal.get() {
+            on_renewal();
+        }
+    }
+
     /// The reconnecting thread.
     fn reconnect_loop(&self) {
         let mut pause = BACK_OFF.0;
@@ -269,7 +317,7 @@ impl Inner {
                 if current.ended {
                     return;
                 }
-                if current.connection.closed().is_none() {
+                if !current.is_lost() {
                     (current.retry_now, pause) = (false, BACK_OFF.0);
                     continue;
                 }
@@ -281,10 +329,8 @@ impl Inner {
                 self.choice,
                 self.sink.clone(),
             );
-            if attempt.is_ok()
-                && let Some(on_renewal) = self.sink.on_renewal.get()
-            {
-                on_renewal();
+            if attempt.is_ok() {
+                self.forget();
             }
             let mut current = self.current.lock();
             current.attempts += 1;

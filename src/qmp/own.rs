@@ -66,7 +66,8 @@ pub(super) fn choose(
         return if wanted { Err(failed(why)) } else { Ok(given) };
     }
     match take(&mut given, timeout.min(GREETING)) {
-        Ok((own, id)) => {
+        Ok((mut own, id)) => {
+            (own.listener, own.is_own) = (given.listener, true);
             info!("{address}: QEMU has made the monitor {id} for this mount; the given one serves others");
             Ok(own)
         }
