@@ -1,14 +1,12 @@
 //! Who gets in: the mounting user alone, unless other users are let in, and then as the modes say.
 
-mod common;
-
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use common::child::{Errno, lstat};
-use common::sh::{Out, quote};
-use common::user::NOBODY;
-use common::*;
+use harness::child::{Errno, lstat};
+use harness::sh::{Out, quote};
+use harness::user::NOBODY;
+use harness::*;
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);

@@ -1,11 +1,9 @@
 //! A machine that changes: what another monitor sets, plugs and unplugs shows when it has to.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::child::lstat;
-use common::*;
+use harness::child::lstat;
+use harness::*;
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,16 +1,14 @@
 //! `qom-fuse MNT -- QEMU-COMMAND`: the mount and the machine live together, and QEMU runs as if it had been started alone.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::child::lstat;
-use common::proc::signal;
-use common::sh::{Background, quote};
-use common::*;
+use harness::child::lstat;
+use harness::proc::signal;
+use harness::sh::{Background, quote};
+use harness::*;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(15);

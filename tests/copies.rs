@@ -1,9 +1,7 @@
 //! Copies with all attributes, and what asks for the filesystem's room: nothing to complain of.
 
-mod common;
-
-use common::sh::quote;
-use common::*;
+use harness::sh::quote;
+use harness::*;
 
 #[test]
 fn copies_with_all_attributes_succeed() {

@@ -1,10 +1,8 @@
 //! Programs that write a value in pieces: a newline of its own ends it, anything else is refused, and none ends with
 //! exit status 0 and half a value set.
 
-mod common;
-
-use common::sh::quote;
-use common::*;
+use harness::sh::quote;
+use harness::*;
 use serde_json::json;
 
 const ARGS: [&str; 0] = [];

@@ -1,17 +1,15 @@
 //! Mounted and unmounted again and again, in every way: nothing is left, and what others do to a mount point is survived.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use common::child::lstat;
-use common::mountinfo::mounts;
-use common::proc::{is_root, signal};
-use common::sh::quote;
-use common::*;
+use harness::child::lstat;
+use harness::mountinfo::mounts;
+use harness::proc::{is_root, signal};
+use harness::sh::quote;
+use harness::*;
 
 const SOON: Duration = Duration::from_secs(10);
 const CYCLES: usize = 200;

@@ -1,9 +1,7 @@
 //! What must not be done to a machine by a stray `echo`, and sizes as people write them.
 
-mod common;
-
-use common::sh::quote;
-use common::*;
+use harness::sh::quote;
+use harness::*;
 use serde_json::{Value, json};
 
 const MEMORY: [&str; 6] = [

@@ -1,8 +1,6 @@
 //! Ends that are made difficult: a thread that waits in the kernel, no /proc, no further process, signals that mean
 //! nothing. The mount goes, who waits gets an error, and no process is left.
 
-mod common;
-
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -10,10 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use common::mount::Launch;
-use common::proc::signal;
-use common::sh::{Background, quote, sh_start};
-use common::*;
+use harness::mount::Launch;
+use harness::proc::signal;
+use harness::sh::{Background, quote, sh_start};
+use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);
 

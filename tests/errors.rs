@@ -1,13 +1,11 @@
 //! The error table: each row provoked, with its errno, and QEMU's words in the log and in `user.qom.error`.
 
-mod common;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::child::{Errno, get_xattr, lstat};
-use common::truth::join;
-use common::*;
+use harness::child::{Errno, get_xattr, lstat};
+use harness::truth::join;
+use harness::*;
 use serde_json::json;
 
 const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];

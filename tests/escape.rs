@@ -1,14 +1,12 @@
 //! Names and targets that a compromised QEMU may send: nothing in the mount leads out of it, and nothing breaks it.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::bulk::{list_dirs, read_files};
-use common::child::read_link;
-use common::sh::quote;
-use common::*;
+use harness::bulk::{list_dirs, read_files};
+use harness::child::read_link;
+use harness::sh::quote;
+use harness::*;
 use serde_json::{Value, json};
 
 /// Targets that no link may follow, as QEMU would put them.

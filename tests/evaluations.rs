@@ -1,16 +1,14 @@
 //! Whatever is asked of QEMU ahead of time, each evaluation of a value serves one read at most, and that only while the
 //! value is as fresh as docs/semantics.md promises. The servers here tell with each value which evaluation it is of.
 
-mod common;
-
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
-use common::script::{GREETING, GREETING_NEW};
-use common::steps::{Doing, Seen, Step, act, now};
-use common::*;
+use harness::script::{GREETING, GREETING_NEW};
+use harness::steps::{Doing, Seen, Step, act, now};
+use harness::*;
 use serde_json::{Value, json};
 
 /// A server of some objects `o0`, `o1`, … in its root, with the properties `p0` to `p5`, each of them a number that

@@ -1,12 +1,10 @@
 //! What was asked of QEMU ahead, or for many objects at once, fails at times: each reader still gets its due.
 
-mod common;
-
 use std::time::Duration;
 
-use common::script::GREETING_NEW;
-use common::steps::{Doing, Seen, Step, act};
-use common::*;
+use harness::script::GREETING_NEW;
+use harness::steps::{Doing, Seen, Step, act};
+use harness::*;
 use serde_json::{Value, json};
 
 fn orchard() -> ScriptedTree {

@@ -3,15 +3,13 @@
 //! The values are numbers that only grow, set by a second monitor or through the mount, so that each value read tells
 //! when it was true.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
-use common::sh::quote;
-use common::steps::{Doing, Seen, Step, act, now};
-use common::*;
+use harness::sh::quote;
+use harness::steps::{Doing, Seen, Step, act, now};
+use harness::*;
 use serde_json::{Value, json};
 
 /// How old a value may be when it is read.

@@ -1,11 +1,9 @@
 //! A QEMU that stops, and one that goes: who reads is told in time.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::sh::{quote, sh_start};
+use harness::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const READERS: usize = 50;

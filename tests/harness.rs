@@ -1,17 +1,15 @@
 //! The tests of the tests: each part of the harness does what the others rely on.
 
-mod common;
-
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::child::{get_xattr, in_child, lstat, read_link, write_flags};
-use common::mount::Launch;
-use common::server::Splitter;
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::child::{get_xattr, in_child, lstat, read_link, write_flags};
+use harness::mount::Launch;
+use harness::server::Splitter;
+use harness::sh::{quote, sh_start};
+use harness::*;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);

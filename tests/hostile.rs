@@ -1,16 +1,14 @@
 //! A QEMU that a guest has taken over floods whoever asks it: memory stays bounded, the log short and clean, and the
 //! mount answers or ends as documented.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::hostile::{Watch, listing, log_is_clean, server, still_serves, valued};
-use common::sh::{quote, sh_deadline};
-use common::*;
+use harness::hostile::{Watch, listing, log_is_clean, server, still_serves, valued};
+use harness::sh::{quote, sh_deadline};
+use harness::*;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 

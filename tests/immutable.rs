@@ -1,11 +1,9 @@
 //! What cannot be done to a mounted machine: nothing is created, removed, renamed or reattributed.
 
-mod common;
-
-use common::child::lstat;
-use common::sh::quote;
-use common::truth::Object;
-use common::*;
+use harness::child::lstat;
+use harness::sh::quote;
+use harness::truth::Object;
+use harness::*;
 use serde_json::json;
 
 fn names(objects: &[Object]) -> Vec<(String, String, String)> {

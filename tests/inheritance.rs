@@ -1,14 +1,12 @@
 //! What is started gets none of the program's descriptors, but for the one that it is to have.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use common::mount::Launch;
-use common::sh::quote;
-use common::*;
+use harness::mount::Launch;
+use harness::sh::quote;
+use harness::*;
 
 const SOON: Duration = Duration::from_secs(10);
 

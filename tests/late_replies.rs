@@ -1,13 +1,11 @@
 //! Replies that come late or not at all: each request ends in time, and no reply is ever given to another request.
 
-mod common;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::child::Errno;
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::child::Errno;
+use harness::sh::{quote, sh_start};
+use harness::*;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);

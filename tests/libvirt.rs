@@ -1,13 +1,11 @@
 //! Machines that libvirt runs, through its own `virt-qemu-qmp-proxy`.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::sh::{quote, sh_start};
-use common::truth::Object;
-use common::*;
+use harness::sh::{quote, sh_start};
+use harness::truth::Object;
+use harness::*;
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(10);

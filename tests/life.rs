@@ -1,16 +1,14 @@
 //! The end of a mount, whoever brings it about: it is unmounted, its processes are gone, and the exit status is right.
 
-mod common;
-
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use common::child::lstat;
-use common::mount::Launch;
-use common::proc::signal;
-use common::sh::{Background, quote, sh_start};
-use common::*;
+use harness::child::lstat;
+use harness::mount::Launch;
+use harness::proc::signal;
+use harness::sh::{Background, quote, sh_start};
+use harness::*;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);

@@ -1,13 +1,11 @@
 //! `qom-fuse --list`, and the same list where no socket is given.
 
-mod common;
-
 use std::fs;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use common::sh::{Background, quote};
-use common::*;
+use harness::sh::{Background, quote};
+use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -256,7 +254,7 @@ fn a_machine_of_our_own() {
         lines[0].join(" ").starts_with(&format!("{pid} ours (held by ")),
         "{out}"
     );
-    common::proc::signal(running.pid() as i32, libc::SIGTERM);
+    harness::proc::signal(running.pid() as i32, libc::SIGTERM);
     running.finish(SOON).ok();
     session.wait_ended(SOON);
 }

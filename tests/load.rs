@@ -1,19 +1,17 @@
 //! Walkers that read everything, a writer and a hot-plugger at once: no wrong value, no error but for what is plugged,
 //! and memory that does not grow. For 15 s, or as many as QOM_FUSE_SOAK_SECONDS says.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::bulk::{list_dirs, read_files};
-use common::sh::{quote, sh_deadline};
-use common::shown::{Shown, truth_of, values};
-use common::truth::Object;
-use common::*;
+use harness::bulk::{list_dirs, read_files};
+use harness::sh::{quote, sh_deadline};
+use harness::shown::{Shown, truth_of, values};
+use harness::truth::Object;
+use harness::*;
 use serde_json::json;
 
 const WARM_UP: Duration = Duration::from_secs(4);

@@ -1,17 +1,15 @@
 //! The log: where it goes, and what it says at each level.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
-use common::mount::Launch;
-use common::proc::signal;
-use common::sh::quote;
-use common::*;
+use harness::mount::Launch;
+use harness::proc::signal;
+use harness::sh::quote;
+use harness::*;
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -306,7 +304,7 @@ fn no_part_of_a_value_that_is_set_comes_into_the_log() {
     let mount = Mount::start_foreground(server.socket(), &["-vv"]);
     let (file, value) = (mount.join("o/key"), br#"{"pass":["s3cret-value",31337]}"#);
     assert_eq!(write_file(&file, value), Err(libc::EINVAL));
-    let told = common::child::get_xattr(&file, "user.qom.error");
+    let told = harness::child::get_xattr(&file, "user.qom.error");
     assert_eq!(told, Ok(words.as_bytes().to_vec()), "for who may see the file");
     let log = mount.log();
     assert!(log.contains("Parameter 'pass' does not accept value"), "{log}");

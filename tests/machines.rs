@@ -1,9 +1,7 @@
 //! Every machine type that QEMU has, whole: each name, value and link in the mount is what QEMU itself tells.
 
-mod common;
-
-use common::mirror::{Copy, Told};
-use common::*;
+use harness::mirror::{Copy, Told};
+use harness::*;
 
 /// The names of `-M help`, aliases included.
 #[track_caller]

@@ -1,16 +1,14 @@
 //! Whole machines, mounted: nothing more and nothing less than what QMP says, byte for byte.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
-use common::bulk::{list_dirs, read_files, resolve};
-use common::sh::quote;
-use common::shown::{Shown, link_text, text, truth_of, values};
-use common::truth::{Object, join};
-use common::*;
+use harness::bulk::{list_dirs, read_files, resolve};
+use harness::sh::quote;
+use harness::shown::{Shown, link_text, text, truth_of, values};
+use harness::truth::{Object, join};
+use harness::*;
 
 fn below(mount: &Mount, path: &str, name: &str) -> PathBuf {
     mount.join(&join(path, name))

@@ -1,14 +1,12 @@
 //! mount(8), umount(8) and fstab, as root, in a mount namespace of their own: `qom-fuse` is found there where an installed
 //! one is, and nothing outside changes.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::proc::is_root;
-use common::sh::quote;
-use common::*;
+use harness::proc::is_root;
+use harness::sh::quote;
+use harness::*;
 
 /// Where mount.fuse3 finds programs even if it was started without a PATH.
 const PLACE: &str = "/usr/local/sbin";

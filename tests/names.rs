@@ -1,12 +1,10 @@
 //! Names that Linux cannot hold: each is shown, leads to its own property, and can be written.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::child::lstat;
-use common::truth::join;
-use common::*;
+use harness::child::lstat;
+use harness::truth::join;
+use harness::*;
 use serde_json::{Value, json};
 
 /// Names of properties in QEMU, and the file names that they are to have; None where a hash is in it.

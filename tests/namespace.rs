@@ -1,15 +1,13 @@
 //! A reader in another PID namespace than the daemon's, as beside a container: FUSE gives 0 for its process.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::proc::is_root;
-use common::qemu::Qemu;
-use common::sh::quote;
-use common::truth::Object;
-use common::*;
+use harness::proc::is_root;
+use harness::qemu::Qemu;
+use harness::sh::quote;
+use harness::truth::Object;
+use harness::*;
 use serde_json::Value;
 
 /// Reads everything by `grep -r`, which `reader` starts. Gives how often each command was sent, and what was read.

@@ -1,12 +1,10 @@
 //! Peers that take one request at a time, as libvirt's proxy does: nothing comes to them before the last answer.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::mount::Launch;
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::mount::Launch;
+use harness::sh::{quote, sh_start};
+use harness::*;
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);

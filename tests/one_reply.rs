@@ -1,12 +1,10 @@
 //! What a new QEMU's reply has beside the values that are read: where the links lead, and how long the values are.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::rig::{get, values};
-use common::steps::{Doing, Step, act};
-use common::*;
+use harness::rig::{get, values};
+use harness::steps::{Doing, Step, act};
+use harness::*;
 use serde_json::Value;
 
 /// More than one walk only where the machine holds one up for longer than what was asked for ahead may be used.

@@ -1,14 +1,12 @@
 //! Mounts by somebody who is not root: through fusermount3, with what it lets an ordinary user do.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
-use common::child::lstat;
-use common::proc::signal;
-use common::*;
+use harness::child::lstat;
+use harness::proc::signal;
+use harness::*;
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);

@@ -2,13 +2,11 @@
 //!
 //! QEMU is made slow where that must show, so that no request is too late for it by chance.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::rig::{Asked, get, list, values};
-use common::*;
+use harness::rig::{Asked, get, list, values};
+use harness::*;
 
 #[test]
 fn without_readahead_each_request_waits_for_the_one_before() {

@@ -1,12 +1,10 @@
 //! What whoever starts us has made of signals: we do not rely on it, and a QEMU that we start gets it all the same.
 
-mod common;
-
 use std::time::Duration;
 
-use common::proc::signal;
-use common::sh::quote;
-use common::*;
+use harness::proc::signal;
+use harness::sh::quote;
+use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);
 

@@ -1,13 +1,11 @@
 //! `qom-fuse MNT -- QEMU-COMMAND` where pidfd_open is refused, as by old rules of containers, or missing (Linux 5.2).
 
-mod common;
-
 use std::fs;
 use std::time::Duration;
 
-use common::proc::signal;
-use common::sh::quote;
-use common::*;
+use harness::proc::signal;
+use harness::sh::quote;
+use harness::*;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);

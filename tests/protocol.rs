@@ -1,12 +1,10 @@
 //! Monitors that do what no good QEMU does, behind a real mount: one bad reply costs one request, and what cannot be
 //! trusted any more is given up.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::child::Errno;
-use common::*;
+use harness::child::Errno;
+use harness::*;
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);

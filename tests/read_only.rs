@@ -1,9 +1,7 @@
 //! `-o ro`, as the server sees it: whatever is tried, nothing but reads is ever sent.
 
-mod common;
-
-use common::sh::quote;
-use common::*;
+use harness::sh::quote;
+use harness::*;
 use serde_json::json;
 
 const READS: [&str; 4] = ["qom-list", "qom-get", "qom-list-get", "qom-list-properties"];

@@ -1,10 +1,8 @@
 //! Reading a mounted property: an open pins one value, whatever the offsets and lengths, and however it changes meanwhile.
 
-mod common;
-
-use common::child::lstat;
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::child::lstat;
+use harness::sh::{quote, sh_start};
+use harness::*;
 use serde_json::json;
 
 /// A small machine whose `kernel` is a string that can be set at any time.

@@ -1,13 +1,11 @@
 //! The recipes of docs/recipes.md do what they say: the blocks of the text itself are run, on real QEMUs.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use common::*;
+use harness::*;
 
 /// A block to run, and what it should print.
 struct Recipe {

@@ -1,16 +1,14 @@
 //! `-o reconnect`: the mount outlives QEMU, answers ENOTCONN meanwhile, and serves the next one as if it were new.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::child::Errno;
-use common::server::Server;
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::child::Errno;
+use harness::server::Server;
+use harness::sh::{quote, sh_start};
+use harness::*;
 use parking_lot::Mutex;
 use serde_json::json;
 use tempfile::TempDir;

@@ -1,12 +1,10 @@
 //! What is no longer in QEMU is gone in the mount, in listings and in the kernel, as soon as anything tells.
 
-mod common;
-
 use std::time::Duration;
 
-use common::child::lstat;
-use common::sh::quote;
-use common::*;
+use harness::child::lstat;
+use harness::sh::quote;
+use harness::*;
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);

@@ -1,16 +1,14 @@
 //! What each kind of work asks of QEMU, counted on the socket: the speed of the mount without a clock.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::rig::{Asked, PAUSE, evaluations, get, list, values};
-use common::sh::sh_start;
-use common::steps::{Doing, Step, act};
-use common::truth::Object;
-use common::*;
+use harness::rig::{Asked, PAUSE, evaluations, get, list, values};
+use harness::sh::sh_start;
+use harness::steps::{Doing, Step, act};
+use harness::truth::Object;
+use harness::*;
 
 /// How often a walk is tried: one that the machine holds up for too long must ask again for what was asked for ahead.
 const TRIES: usize = 3;
@@ -308,8 +306,8 @@ fn a_find_beside_a_grep_evaluates_nothing() {
         let (walked, found) = (rig.at("machine/unattached"), rig.at("objects"));
         let grep = sh_start(&format!("for i in 1 2 3; do grep -rs . {walked} >&2; done; true"));
         let find = sh_start(&format!("for i in {{1..40}}; do find {found} >/dev/null; done"));
-        find.finish(common::sh::DEADLINE).ok();
-        grep.finish(common::sh::DEADLINE).ok();
+        find.finish(harness::sh::DEADLINE).ok();
+        grep.finish(harness::sh::DEADLINE).ok();
         let asked = rig.asked();
         let of_objects = |asked: &&Asked| asked.paths.iter().any(|path| path.starts_with("/objects"));
         let listed = asked

@@ -1,15 +1,13 @@
 //! The session at the top of the README, as a user types it, and every way to say where the machine is.
 
-mod common;
-
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use common::mount::Launch;
-use common::sh::quote;
-use common::*;
+use harness::mount::Launch;
+use harness::sh::quote;
+use harness::*;
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -317,7 +315,7 @@ fn a_socket_in_a_deep_folder() {
                 assert_eq!(read().ok().text(), "none-machine", "{socket}");
                 if !options.is_empty() {
                     // Meanwhile it works in the root folder.
-                    common::proc::signal(qemu.pid() as i32, libc::SIGKILL);
+                    harness::proc::signal(qemu.pid() as i32, libc::SIGKILL);
                     qemu.finish(SOON);
                     std::fs::remove_file(deep.join("q.sock")).ok(); // QEMU may have
                     assert!(wait_until(SOON, || read().status != 0));
@@ -337,7 +335,7 @@ fn a_socket_in_a_deep_folder() {
             missing.status == 1 && missing.stderr.contains("is QEMU running"),
             "{missing}"
         );
-        common::proc::signal(qemu.pid() as i32, libc::SIGKILL);
+        harness::proc::signal(qemu.pid() as i32, libc::SIGKILL);
         qemu.finish(SOON);
     }
 }

@@ -1,16 +1,14 @@
 //! Setting links with `ln -sfn`: what it may name, what it may not, and that nothing is left of it.
 
-mod common;
-
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use common::child::{check, in_child, lstat, read_link};
-use common::sh::quote;
-use common::shown::link_text;
-use common::*;
+use harness::child::{check, in_child, lstat, read_link};
+use harness::sh::quote;
+use harness::shown::link_text;
+use harness::*;
 use serde_json::{Value, json};
 
 const LINK: &str = "memory-backend";

@@ -1,17 +1,15 @@
 //! Sizes: 4096 before a value is read, exact from the open on, so that tools copy silently. Listing reads no value.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use common::child::lstat;
-use common::mirror::{CLOCKS, Copy, Found, Told, text_of};
-use common::sh::quote;
-use common::shown::link_text;
-use common::steps::{Doing, Step, act};
-use common::*;
+use harness::child::lstat;
+use harness::mirror::{CLOCKS, Copy, Found, Told, text_of};
+use harness::sh::quote;
+use harness::shown::link_text;
+use harness::steps::{Doing, Step, act};
+use harness::*;
 use serde_json::{Value, json};
 
 const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];

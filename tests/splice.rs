@@ -1,12 +1,10 @@
 //! Programs that read through the kernel's page cache (`splice`, `sendfile`, private `mmap`) get the whole value,
 //! however it has grown or shrunk, and so does what reads as usual.
 
-mod common;
-
 use std::time::Duration;
 
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::sh::{quote, sh_start};
+use harness::*;
 use serde_json::json;
 
 const UUTILS: &str = "/usr/lib/cargo/bin/coreutils";

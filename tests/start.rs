@@ -1,14 +1,12 @@
 //! The start of a mount: the command returns when the mount answers, or says what is wrong and leaves nothing.
 
-mod common;
-
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::sh::quote;
-use common::*;
+use harness::sh::quote;
+use harness::*;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -158,7 +156,7 @@ fn a_socket_that_does_not_speak_qmp() {
     let out = session.run("qom-fuse odd.sock mnt");
     assert!(out.status == 1 && !out.stderr.contains('\x1b'), "{out}");
     drop(server);
-    let closing = common::server::Server::start(&path, |_, _| {});
+    let closing = harness::server::Server::start(&path, |_, _| {});
     fails(&session, "odd.sock mnt", &["odd.sock"]);
     drop(closing);
     let refusing = Scripted::start_raw(&path, format!("{}\n", script::GREETING).into_bytes(), |_, _| {

@@ -1,14 +1,12 @@
 //! The tools that read whole trees, at work on a whole machine: they complain of what QEMU refuses, and of nothing else.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::child::Errno;
-use common::sh::quote;
-use common::shown::{truth_of, values};
-use common::truth::join;
-use common::*;
+use harness::child::Errno;
+use harness::sh::quote;
+use harness::shown::{truth_of, values};
+use harness::truth::join;
+use harness::*;
 
 /// The properties that QEMU refuses to read.
 #[track_caller]

@@ -1,15 +1,13 @@
 //! The service for systemd. No systemd runs the tests: it checks the file, and what the file says is done by hand.
 
-mod common;
-
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
-use common::proc::{is_root, signal};
-use common::sh::quote;
-use common::*;
+use harness::proc::{is_root, signal};
+use harness::sh::quote;
+use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -181,7 +179,7 @@ fn it_may_have_as_many_threads_as_it_needs() {
         _ => answer(command, args),
     });
     let mount = Mount::start_foreground(server.socket(), &["-o", "reconnect"]);
-    let readers = common::sh::sh_start(&format!(
+    let readers = harness::sh::sh_start(&format!(
         "cd {} && for i in {{0..99}}; do cat p$i & done; wait",
         quote(mount.path())
     ));

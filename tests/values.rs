@@ -1,13 +1,11 @@
 //! Values both ways: every kind of JSON, whatever the declared type says, of any length.
 
-mod common;
-
 use std::time::Duration;
 
-use common::child::lstat;
-use common::mirror::{CLOCKS, text_of};
-use common::sh::quote;
-use common::*;
+use harness::child::lstat;
+use harness::mirror::{CLOCKS, text_of};
+use harness::sh::quote;
+use harness::*;
 use serde_json::{Value, json};
 
 /// Values in JSON, and the texts that files show for them, less the newline at the end.

@@ -1,12 +1,10 @@
 //! What the mount knows already is told at once, however long QEMU takes over what others ask.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::sh::{quote, sh_deadline, sh_start};
-use common::*;
+use harness::sh::{quote, sh_deadline, sh_start};
+use harness::*;
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 

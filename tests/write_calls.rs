@@ -1,14 +1,12 @@
 //! write(2) itself on a mounted property: descriptors for both ways, what is too large, and what is no text.
 
-mod common;
-
 use std::ffi::{CString, c_int};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use common::child::{DEADLINE, Errno, check, in_child, write_flags};
-use common::sh::quote;
-use common::*;
+use harness::child::{DEADLINE, Errno, check, in_child, write_flags};
+use harness::sh::quote;
+use harness::*;
 use serde_json::{Value, json};
 
 /// The largest value that surely comes in one write: a page below what the kernel sends at once.

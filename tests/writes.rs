@@ -1,9 +1,7 @@
 //! Writes to a mounted machine: what QEMU then holds, as its second socket tells, or why it refused.
 
-mod common;
-
-use common::sh::quote;
-use common::*;
+use harness::sh::quote;
+use harness::*;
 use serde_json::{Value, json};
 
 const MACHINE: &str = "/machine";

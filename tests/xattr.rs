@@ -1,14 +1,12 @@
 //! Extended attributes: what QEMU knows of a property beyond its value.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use common::child::get_xattr;
-use common::sh::quote;
-use common::truth::join;
-use common::*;
+use harness::child::get_xattr;
+use harness::sh::quote;
+use harness::truth::join;
+use harness::*;
 use serde_json::{Value, json};
 
 const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];

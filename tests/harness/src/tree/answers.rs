@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
-use super::super::script::Action;
+use crate::script::Action;
 
 #[derive(Default)]
 pub struct Inner {

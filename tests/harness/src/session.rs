@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::mountinfo::{MountInfo, mount_at, mounts};
-use super::proc::{signal, wait_until};
-use super::sh::{Background, Out, quote, sh, sh_start};
+use crate::mountinfo::{MountInfo, mount_at, mounts};
+use crate::proc::{signal, wait_until};
+use crate::qom_fuse;
+use crate::sh::{Background, Out, quote, sh, sh_start};
 
 /// The folder of a session, with an empty folder `mnt` in it. Dropped, what was mounted in it is unmounted, and the
 /// processes that were started in it are ended.
@@ -48,7 +49,7 @@ impl Session {
     }
 
     fn script(&self, script: &str) -> String {
-        let program = Path::new(env!("CARGO_BIN_EXE_qom-fuse"));
+        let program = qom_fuse();
         let programs = program.parent().unwrap_or(Path::new("/"));
         let (dir, programs) = (quote(&self.dir), quote(programs));
         format!(

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::child::lstat;
-use super::mountinfo::{MountInfo, mount_at};
-use super::proc::{Running, ended, parent, signal, spawn_tied, wait_until};
-use super::sh::Out;
+use crate::child::lstat;
+use crate::mountinfo::{MountInfo, mount_at};
+use crate::proc::{Running, ended, parent, signal, spawn_tied, wait_until};
+use crate::sh::Out;
 
 pub use launch::Launch;
 

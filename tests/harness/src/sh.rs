@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use super::proc::{Captured, Running};
+use crate::proc::{Captured, Running};
 
 /// The deadline of [`sh`].
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -56,7 +56,7 @@ impl Out {
 
     /// From a captured command; panics if that did not end in time.
     #[track_caller]
-    pub(super) fn from_captured(command: &str, limit: Duration, captured: Captured) -> Out {
+    pub(crate) fn from_captured(command: &str, limit: Duration, captured: Captured) -> Out {
         let Captured {
             status,
             exited,

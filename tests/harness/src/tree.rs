@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use answers::{Hook, Inner, Object};
 
-use super::script::{Action, GREETING, GREETING_NEW, Scripted};
+use crate::script::{Action, GREETING, GREETING_NEW, Scripted};
 
 /// A tree of objects, to be served by a [`Scripted`]. Clones share it, so a test can change it while it is served.
 #[derive(Clone, Default)]

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::mount::Mount;
-use super::qemu::{Qemu, Which};
-use super::relay::Relay;
-use super::sh::{quote, sh};
-use super::truth::Object;
+use crate::mount::Mount;
+use crate::qemu::{Qemu, Which};
+use crate::relay::Relay;
+use crate::sh::{quote, sh};
+use crate::truth::Object;
 
 /// How long nothing must happen for the daemon to take what follows for something new.
 pub const PAUSE: Duration = Duration::from_millis(250);

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::child::read_file;
-use super::mount::Mount;
-use super::script::{Action, Scripted};
-use super::tree::ScriptedTree;
+use crate::child::read_file;
+use crate::mount::Mount;
+use crate::script::{Action, Scripted};
+use crate::tree::ScriptedTree;
 
 const SOON: Duration = Duration::from_secs(10);
 const MOST_KIB: u64 = 300 << 10;

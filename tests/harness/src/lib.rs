@@ -4,7 +4,9 @@
 //! And the test process itself never touches a mount: a request that the mount does not answer would hold it for ever,
 //! so all file access goes through child processes ([`sh`] and [`child`]), which can be given up.
 
-#![allow(dead_code, unused_imports)] // each test binary uses a part
+#![allow(clippy::new_without_default, clippy::not_unsafe_ptr_arg_deref)]
+
+use std::path::{Path, PathBuf};
 
 pub mod bulk;
 pub mod child;
@@ -42,3 +44,15 @@ pub use sh::{Out, sh, sh_deadline, sh_in};
 pub use tree::ScriptedTree;
 pub use truth::{QmpError, Truth};
 pub use user::User;
+
+/// The program under test: cargo builds it before the tests, which are one folder further down.
+pub fn qom_fuse() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let folder = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    folder.join("qom-fuse")
+}
+
+/// The root of the repository.
+pub fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}

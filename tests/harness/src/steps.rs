@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::child::{check, in_child};
+use crate::child::{check, in_child};
 
 /// Something that a process does with a mount.
 pub struct Step {

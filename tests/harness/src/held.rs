@@ -10,8 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::child::{DEADLINE, Errno, check};
-use super::proc::{signal, wait_until};
+use crate::child::{DEADLINE, Errno, check};
+use crate::proc::{signal, wait_until};
 
 const MOST: usize = 8 << 20;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::child::Errno;
-use super::truth::{Object, QmpError, Truth};
+use crate::child::Errno;
+use crate::truth::{Object, QmpError, Truth};
 
 /// What QEMU says of one property, as a file is to show it.
 pub type Shown = Result<Vec<u8>, Errno>;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::server::{Server, Splitter, State};
+use crate::server::{Server, Splitter, State};
 
 /// A socket that passes everything on to another one. It serves one client at a time, as QEMU does.
 pub struct Relay {

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use super::*;
+use crate::qom_fuse;
 
 /// How to start a mount: `qom-fuse [args] [socket] MOUNTPOINT [after] [-- command]`.
 #[derive(Clone)]
@@ -27,7 +28,7 @@ impl Launch {
     /// The program under test, with neither options nor socket.
     pub fn new() -> Launch {
         Launch {
-            program: env!("CARGO_BIN_EXE_qom-fuse").into(),
+            program: qom_fuse(),
             args: Vec::new(),
             socket: None,
             after: Vec::new(),

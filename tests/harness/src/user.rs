@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
-use super::child::lstat;
-use super::qemu::Qemu;
-use super::session::Session;
-use super::sh::{Background, Out, quote};
+use crate::child::lstat;
+use crate::qemu::Qemu;
+use crate::qom_fuse;
+use crate::session::Session;
+use crate::sh::{Background, Out, quote};
 
 /// The number of the user nobody.
 pub const NOBODY: u32 = 65534;
@@ -36,7 +37,7 @@ impl User {
             ""
         };
         // What is the tests' own is opened to the user: their folder, a copy of the program, QEMU's socket.
-        fs::copy(env!("CARGO_BIN_EXE_qom-fuse"), session.dir().join("qom-fuse")).expect("copy the program");
+        fs::copy(qom_fuse(), session.dir().join("qom-fuse")).expect("copy the program");
         let open =
             |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("open up");
         open(session.dir(), 0o711);

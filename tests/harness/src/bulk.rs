@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::child::{Errno, Sink, check, in_child};
+use crate::child::{Errno, Sink, check, in_child};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const HEADER: usize = size_of::<i64>();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::proc::wait_until;
+use crate::proc::wait_until;
 
 /// A server on a unix socket. Dropped, it closes all connections and ends.
 pub struct Server {

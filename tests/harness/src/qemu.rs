@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use super::proc::{signal, spawn_tied, wait_until};
-use super::truth::Truth;
+use crate::proc::{signal, spawn_tied, wait_until};
+use crate::repository;
+use crate::truth::Truth;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -33,8 +34,8 @@ impl Which {
         let (variable, fallback) = match self {
             Which::Old => ("QOM_FUSE_QEMU_OLD", find_on_path("qemu-system-x86_64")),
             Which::New => {
-                let fetched = concat!(env!("CARGO_MANIFEST_DIR"), "/target/qemu-new/qemu-system-x86_64");
-                ("QOM_FUSE_QEMU_NEW", Some(PathBuf::from(fetched)))
+                let fetched = repository().join("target/qemu-new/qemu-system-x86_64");
+                ("QOM_FUSE_QEMU_NEW", Some(fetched))
             }
         };
         let path = env::var_os(variable).map(PathBuf::from).or(fallback);

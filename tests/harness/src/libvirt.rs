@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::proc::{is_root, signal, spawn_tied, wait_until};
-use super::qemu::Which;
-use super::sh::{Out, quote, sh};
+use crate::proc::{is_root, signal, spawn_tied, wait_until};
+use crate::qemu::Which;
+use crate::sh::{Out, quote, sh};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Where a QEMU looks for modules beside its own, be they of another version.

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::proc::wait_until;
-use super::server::{Server, Splitter, State};
+use crate::proc::wait_until;
+use crate::server::{Server, Splitter, State};
 
 /// What QEMU says first: the last one without `qom-list-get`, which nobody tries with it.
 pub const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}"#;

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::proc::{poll, signal, wait_until};
+use crate::proc::{poll, signal, wait_until};
 
 /// How long one access may take.
 pub const DEADLINE: Duration = Duration::from_secs(30);

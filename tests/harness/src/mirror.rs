@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::sh::{quote, sh};
-use super::shown::{link_text, text};
-use super::truth::{QmpError, Truth, join};
+use crate::sh::{quote, sh};
+use crate::shown::{link_text, text};
+use crate::truth::{QmpError, Truth, join};
 
 /// Values that change while the machine stands still: clocks.
 pub const CLOCKS: [&str; 2] = ["date", "rtc-time"];
@@ -118,7 +118,7 @@ fn all_at_once(truth: &Truth, paths: &[String]) -> Vec<(String, Entries)> {
 fn one_by_one(truth: &Truth, paths: &[String]) -> Vec<(String, Entries)> {
     let entries = |path: &String| {
         let props = truth.list(path).into_iter();
-        let entry = |prop: super::truth::Prop| {
+        let entry = |prop: crate::truth::Prop| {
             let value = (!prop.is_child()).then(|| truth.get(path, &prop.name));
             let kind = prop.kind;
             (prop.name, Said { kind, value })
