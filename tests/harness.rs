@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::child::{get_xattr, in_child, lstat, read_link, write_flags};
+use harness::child::{Child, get_xattr, lstat, read_link, write_flags};
+use harness::helper::Step;
 use harness::mount::Launch;
 use harness::server::Splitter;
 use harness::sh::{quote, sh_start};
@@ -359,14 +360,8 @@ fn files_are_accessed_in_children() {
     assert_eq!(read_link(dir.path().join("link")), Ok(b"file".to_vec()));
     assert!(get_xattr(&file, "user.none").is_err());
 
-    let waits = || in_child("wait for ever", SECOND / 5, |_| wait_for_ever());
+    let waits = || Child::start("wait for ever").ask(&[Step::pause(SECOND * 1000)], SECOND / 5);
     assert!(panic_of(|| drop(waits())).starts_with("HUNG: wait for ever"));
-}
-
-fn wait_for_ever() -> Result<(), i32> {
-    // SAFETY: a plain system call.
-    unsafe { libc::pause() };
-    Ok(())
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use harness::bulk::{list_dirs, read_files};
 use harness::child::read_link;
+use harness::child::{list_dirs, read_files};
 use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
-use harness::bulk::{list_dirs, read_files, resolve};
+use harness::child::{list_dirs, read_files, resolve};
 use harness::sh::quote;
 use harness::shown::{Shown, link_text, text, truth_of, values};
 use harness::truth::{Object, join};

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
+use harness::child::act;
+use harness::helper::{Call, Seen, Step, now};
 use harness::sh::quote;
-use harness::steps::{Doing, Seen, Step, act, now};
 use harness::*;
 use serde_json::{Value, json};
 
@@ -41,11 +42,11 @@ fn walk(qemu: &Qemu, mount: &Mount) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut visit = |object: &str| {
         let (props, folder) = (truth.list(object), mount.join(object));
-        steps.push(Step::new(&folder, Doing::List));
+        steps.push(Step::new(&folder, Call::List));
         for prop in &props {
             let plain = !prop.is_child() && !prop.is_link();
             if plain && truth.get(object, &prop.name).is_ok() {
-                steps.push(Step::new(&folder.join(&prop.name), Doing::Read));
+                steps.push(Step::new(&folder.join(&prop.name), Call::Read));
             }
         }
         props
@@ -58,13 +59,13 @@ fn walk(qemu: &Qemu, mount: &Mount) -> Vec<Step> {
 
 /// Lists the threads by their numbers, which is not the order of the listing, and reads all they have.
 fn walk_by_number(mount: &Mount, names: &[String], pause: Duration) -> Vec<Step> {
-    let mut steps = vec![Step::new(&mount.join("/objects"), Doing::List)];
+    let mut steps = vec![Step::new(&mount.join("/objects"), Call::List)];
     for n in 0..OBJECTS {
         let folder = mount.join(&object(n));
-        steps.push(Step::new(&folder, Doing::List));
+        steps.push(Step::new(&folder, Call::List));
         for name in names {
-            steps.push(Step::new(&folder.join(name), Doing::Read));
-            steps.push(Step::new(&folder, Doing::Pause(pause)));
+            steps.push(Step::new(&folder.join(name), Call::Read));
+            steps.push(Step::pause(pause));
         }
     }
     steps
@@ -72,7 +73,7 @@ fn walk_by_number(mount: &Mount, names: &[String], pause: Duration) -> Vec<Step>
 
 /// Which object's `PROPERTY` a step is about.
 fn subject(step: &Step) -> Option<usize> {
-    let path = step.path.to_str().ok()?.strip_suffix(PROPERTY)?;
+    let path = step.path.to_str()?.strip_suffix(PROPERTY)?;
     path.trim_end_matches('/').rsplit_once("/t")?.1.parse().ok()
 }
 
@@ -217,13 +218,10 @@ fn a_walk_that_pauses_between_objects_reads_what_was_true_a_moment_ago() {
         let mut steps = Vec::new();
         let mut objects = 0;
         for step in walk(&qemu, &mount) {
-            let is_object = matches!(step.action, Doing::List);
+            let is_object = matches!(step.call, Call::List);
             objects += usize::from(is_object);
             if is_object && objects > 4 && objects % 3 == 0 {
-                steps.push(Step::new(
-                    mount.path(),
-                    Doing::Pause(Duration::from_millis(millis)),
-                ));
+                steps.push(Step::pause(Duration::from_millis(millis)));
             }
             steps.push(step);
         }
@@ -249,15 +247,15 @@ fn nobody_reads_an_older_value_after_a_write() {
         for round in 1..=5 {
             for n in 0..OBJECTS {
                 let folder = mount.join(&object(n));
-                steps.push(Step::new(&folder, Doing::List));
+                steps.push(Step::new(&folder, Call::List));
                 for name in &names {
                     let path = folder.join(name);
                     if name == PROPERTY {
                         let number = round * 1000 + n as u64;
-                        steps.push(Step::new(&path, Doing::Write(format!("{number}\n").into_bytes())));
+                        steps.push(Step::new(&path, Call::Write).data(format!("{number}\n").into_bytes()));
                         expected.push((steps.len(), number));
                     }
-                    steps.push(Step::new(&path, Doing::Read));
+                    steps.push(Step::new(&path, Call::Read));
                 }
             }
         }
@@ -285,8 +283,8 @@ fn nobody_reads_an_older_value_after_another_ones_write() {
         for number in 0..300 {
             let path = mount.join(&object(number % OBJECTS)).join(PROPERTY);
             let data = (number + 1_000_000).to_string().into_bytes();
-            writes.push(Step::new(&path, Doing::Write(data)));
-            writes.push(Step::new(&path, Doing::Pause(Duration::from_millis(2))));
+            writes.push(Step::new(&path, Call::Write).data(data));
+            writes.push(Step::pause(Duration::from_millis(2)));
         }
         let reads = walk(&qemu, &mount);
         let (mut written, mut seen) = (Vec::new(), Vec::new());

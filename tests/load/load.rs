@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::bulk::{list_dirs, read_files};
+use harness::child::{list_dirs, read_files};
 use harness::sh::{quote, sh_deadline};
 use harness::shown::{Shown, truth_of, values};
 use harness::truth::Object;

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use harness::child::act;
 use harness::child::lstat;
+use harness::helper::{Call, Step};
 use harness::mirror::{CLOCKS, Copy, Found, Told, text_of};
 use harness::sh::quote;
 use harness::shown::link_text;
-use harness::steps::{Doing, Step, act};
 use harness::*;
 use serde_json::{Value, json};
 
@@ -145,9 +146,9 @@ fn a_listing_leaves_the_size_of_an_open_file_alone() {
         let open = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
         append(&qemu, 7);
         act(&[
-            Step::new(mount.path(), Doing::List),
-            Step::new(&mount.join("type"), Doing::Read),
-            Step::new(&mount.join("machine"), Doing::List),
+            Step::new(mount.path(), Call::List),
+            Step::new(&mount.join("type"), Call::Read),
+            Step::new(&mount.join("machine"), Call::List),
         ]);
         assert_eq!(open.size(), Ok(two.len()));
         assert_eq!(open.read(ALL), Ok(two));

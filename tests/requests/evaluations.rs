@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
+use harness::child::act;
+use harness::helper::{Call, Seen, Step, now};
 use harness::script::{GREETING, GREETING_NEW};
-use harness::steps::{Doing, Seen, Step, act, now};
 use harness::*;
 use serde_json::{Value, json};
 
@@ -53,11 +54,11 @@ fn no_value_is_served_twice() {
         let mount = Mount::start(server.socket(), &["-o", "timeout=60"]);
         let mut steps = Vec::new();
         for round in 0..4 {
-            steps.push(Step::new(mount.path(), Doing::List));
+            steps.push(Step::new(mount.path(), Call::List));
             for n in 0..6 {
                 let folder = mount.join(&format!("o{n}"));
-                steps.push(Step::new(&folder, Doing::List));
-                let read = |p: usize| Step::new(&folder.join(format!("p{p}")), Doing::Read);
+                steps.push(Step::new(&folder, Call::List));
+                let read = |p: usize| Step::new(&folder.join(format!("p{p}")), Call::Read);
                 let order: &[usize] = [
                     &[0, 1, 2, 3, 4, 5],
                     &[0, 1, 1, 2, 1, 3],
@@ -91,11 +92,11 @@ const OBJECTS: usize = 24;
 /// A walk in the order of the listing that is now fast and now slow. In each object one pause or two are long; their
 /// lengths are spread over 0 to 130 ms, and around what is allowed.
 fn walk_with_pauses(mount: &Mount) -> Vec<Step> {
-    let pause = |millis: usize| Step::new(mount.path(), Doing::Pause(Duration::from_millis(millis as u64)));
-    let mut steps = vec![Step::new(mount.path(), Doing::List)];
+    let pause = |millis: usize| Step::pause(Duration::from_millis(millis as u64));
+    let mut steps = vec![Step::new(mount.path(), Call::List)];
     for n in 0..OBJECTS {
         let folder = mount.join(&format!("o{n}"));
-        steps.push(Step::new(&folder, Doing::List));
+        steps.push(Step::new(&folder, Call::List));
         for p in 0..6 {
             let number = n * 6 + p;
             steps.push(match (n % 4, p) {
@@ -104,7 +105,7 @@ fn walk_with_pauses(mount: &Mount) -> Vec<Step> {
                 (3, _) => pause(number * 47 % 131),
                 _ => pause(0),
             });
-            steps.push(Step::new(&folder.join(format!("p{p}")), Doing::Read));
+            steps.push(Step::new(&folder.join(format!("p{p}")), Call::Read));
         }
     }
     steps

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use harness::child::act;
+use harness::helper::{Call, Seen, Step};
 use harness::script::GREETING_NEW;
-use harness::steps::{Doing, Seen, Step, act};
 use harness::*;
 use serde_json::{Value, json};
 
@@ -127,11 +128,11 @@ fn a_refusal_that_came_ahead_grows_old_as_a_value_does() {
     let mount = Mount::start(server.socket(), &[]);
     let step = |path: &str, action| Step::new(&mount.join(path), action);
     let seen = act(&[
-        step("a", Doing::List),
-        step("a/type", Doing::Read),
-        step("a/x", Doing::Read),
-        step("a", Doing::Pause(Duration::from_millis(300))),
-        step("a/y", Doing::Read),
+        step("a", Call::List),
+        step("a/type", Call::Read),
+        step("a/x", Call::Read),
+        Step::pause(Duration::from_millis(300)),
+        step("a/y", Call::Read),
     ]);
     assert_eq!(seen.last().expect("what was read").number(), 2);
     let asked = |(command, args): &(String, Value)| command == "qom-get" && args["property"] == "y";
@@ -152,8 +153,8 @@ fn an_object_that_takes_long_is_not_asked_for_again_and_again() {
         _ => answer(command, args),
     });
     let mount = Mount::start(server.socket(), &[]);
-    let read = |n| Step::new(&mount.join(&format!("a/v{n}")), Doing::Read);
-    let mut steps = vec![Step::new(&mount.join("a"), Doing::List)];
+    let read = |n| Step::new(&mount.join(&format!("a/v{n}")), Call::Read);
+    let mut steps = vec![Step::new(&mount.join("a"), Call::List)];
     steps.extend((0..50).map(read));
     let seen: Vec<u64> = act(&steps).iter().map(Seen::number).collect();
     assert_eq!(seen, (0..50).collect::<Vec<_>>());

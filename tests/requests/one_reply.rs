@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use harness::child::act;
+use harness::helper::{Call, Step};
 use harness::rig::{get, values};
-use harness::steps::{Doing, Step, act};
 use harness::*;
 use serde_json::Value;
 
@@ -64,7 +65,7 @@ fn a_listing_for_a_reader_shows_how_long_the_values_are() {
             let truth = rig.qemu.truth();
             let step = |path: &str, doing| Step::new(&rig.mount.join(path), doing);
             // It reads what it lists: /objects, and each child in the order of the listing.
-            let mut steps = vec![step("/objects", Doing::List), step("/objects/type", Doing::Read)];
+            let mut steps = vec![step("/objects", Call::List), step("/objects/type", Call::Read)];
             let mut expected = Vec::new();
             let listed = truth.walk();
             for object in listed
@@ -72,18 +73,21 @@ fn a_listing_for_a_reader_shows_how_long_the_values_are() {
                 .filter(|object| object.path.starts_with("/objects/t"))
             {
                 let files = || values(object).map(|name| format!("{}/{name}", object.path));
-                steps.push(step(&object.path, Doing::List));
+                steps.push(step(&object.path, Call::List));
                 for (path, name) in files().zip(values(object)) {
                     let value = truth.get(&object.path, name).expect("a value");
                     let size = if which == Which::New { length(&value) } else { 4096 };
                     expected.push((steps.len(), size));
-                    steps.push(step(&path, Doing::Stat));
+                    steps.push(step(&path, Call::Stat));
                 }
-                steps.extend(files().map(|path| step(&path, Doing::Read)));
+                steps.extend(files().map(|path| step(&path, Call::Read)));
             }
             assert!(expected.len() >= 4 * 3, "{} files", expected.len());
             let seen = act(&steps);
-            let size = |number| seen.iter().find(|seen| seen.step == number).map(|seen| seen.size);
+            let size = |number| {
+                let seen = seen.iter().find(|seen| seen.step == number)?;
+                Some(seen.stat.st_size as u64)
+            };
             wrong = expected
                 .into_iter()
                 .filter(|(number, expected)| size(*number) != Some(*expected))

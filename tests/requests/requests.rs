@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
+use harness::child::act;
+use harness::helper::{Call, Step};
 use harness::rig::{Asked, PAUSE, evaluations, get, list, values};
 use harness::sh::sh_start;
-use harness::steps::{Doing, Step, act};
 use harness::truth::Object;
 use harness::*;
 
@@ -109,8 +110,8 @@ fn one_ls_again_and_again_is_no_walk() {
         let folder = rig.at("machine/unattached");
         let list_once = |_| {
             let folder = rig.mount.join("machine/unattached");
-            let pause = Step::new(&folder, Doing::Pause(Duration::from_millis(30)));
-            [Step::new(&folder, Doing::List), pause]
+            let pause = Step::pause(Duration::from_millis(30));
+            [Step::new(&folder, Call::List), pause]
         };
         let in_one_process: Vec<Step> = (0..5).flat_map(list_once).collect();
         let of_many = format!("for i in 1 2 3 4 5; do ls {folder}; sleep 0.03; done");
@@ -249,13 +250,13 @@ fn walks_that_cannot_be_foreseen_evaluate_hardly_more_than_they_read() {
     let step = |path: &str, doing| Step::new(&rig.mount.join(path), doing);
     // So slow that of several objects in one reply all but the first would be too old; and in another order.
     for (objects, pause) in [(&listed[..32], 60), (&jumping[..], 5)] {
-        let mut steps = vec![step("/objects", Doing::List), step("/objects/type", Doing::Read)];
+        let mut steps = vec![step("/objects", Call::List), step("/objects/type", Call::Read)];
         for path in objects {
-            steps.push(step(path, Doing::List));
+            steps.push(step(path, Call::List));
             let object = truth.list(path).into_iter();
             let plain = object.filter(|prop| !prop.is_child() && !prop.is_link());
-            steps.extend(plain.map(|prop| step(&format!("{path}/{}", prop.name), Doing::Read)));
-            steps.push(step(path, Doing::Pause(Duration::from_millis(pause))));
+            steps.extend(plain.map(|prop| step(&format!("{path}/{}", prop.name), Call::Read)));
+            steps.push(Step::pause(Duration::from_millis(pause)));
         }
         let within = objects.len() / 2..=objects.len() * 3 / 2;
         let mut counts = Vec::new();

@@ -1,11 +1,11 @@
 //! Setting links with `ln -sfn`: what it may name, what it may not, and that nothing is left of it.
 
-use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::child::{check, in_child, lstat, read_link};
+use harness::child::{Child, lstat, read_link};
+use harness::helper::{Call, Step};
 use harness::sh::quote;
 use harness::shown::link_text;
 use harness::*;
@@ -226,16 +226,12 @@ fn links_lead_on_through_others_and_to_the_root() {
 
 /// Makes a symbolic link by system calls; renames it too, if there is a new place.
 fn raw_link(text: &str, at: &Path, rename_to: Option<&Path>) -> Result<(), i32> {
-    let c = |path: &Path| CString::new(path.as_os_str().as_bytes()).expect("no NUL");
-    let (text, at, to) = (c(Path::new(text)), c(at), rename_to.map(c));
-    in_child("symlink and rename", Duration::from_secs(10), move |_| {
-        check(unsafe { libc::symlink(text.as_ptr(), at.as_ptr()) } as isize)?;
-        if let Some(to) = &to {
-            check(unsafe { libc::rename(at.as_ptr(), to.as_ptr()) } as isize)?;
-        }
-        Ok(())
-    })
-    .map(drop)
+    let child = Child::start("symlink and rename");
+    child.ask_one(Step::new(at, Call::Symlink).data(text))?;
+    if let Some(to) = rename_to {
+        child.ask_one(Step::new(at, Call::Rename).data(to.as_os_str().as_bytes()))?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! write(2) itself on a mounted property: descriptors for both ways, what is too large, and what is no text.
 
-use std::ffi::{CString, c_int};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use harness::child::{DEADLINE, Errno, check, in_child, write_flags};
+use harness::child::{Errno, write_flags};
+use harness::helper::{Call, Step};
 use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};
@@ -14,20 +13,9 @@ const MOST: usize = (1 << 20) - 4096;
 
 /// Writes from a buffer that begins `shift` bytes after a page, and returns what write(2) does.
 #[track_caller]
-fn write_shifted(path: &Path, data: &[u8], shift: usize) -> Result<usize, Errno> {
-    let name = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
-    let mut buffer = vec![0_u8; data.len() + 2 * 4096];
-    let start = buffer.as_ptr().align_offset(4096) + shift;
-    buffer[start..][..data.len()].copy_from_slice(data);
-    let answer = in_child("write from a shifted buffer", DEADLINE, |sink| {
-        // SAFETY: plain system calls on memory prepared beforehand.
-        let written = unsafe {
-            let fd = check(libc::open(name.as_ptr(), libc::O_WRONLY) as isize)? as c_int;
-            check(libc::write(fd, buffer[start..].as_ptr().cast(), data.len()))?
-        };
-        sink.send(written.to_ne_bytes().as_ptr(), size_of::<usize>())
-    })?;
-    Ok(usize::from_ne_bytes(answer.try_into().expect("a number")))
+fn write_shifted(path: &Path, data: &[u8], shift: u64) -> Result<usize, Errno> {
+    let step = Step::new(path, Call::Write).data(data).offset(shift);
+    child::run(step).map(|seen| seen.value as usize)
 }
 
 fn sets(server: &Scripted) -> Vec<Value> {

@@ -1,43 +1,102 @@
-//! File access in forked children, so that a mount that does not answer cannot hold the test process.
-//!
-//! A fork of a process with threads may only make async-signal-safe calls, so the children here allocate nothing and
-//! do nothing but system calls on memory prepared before the fork.
+//! File access through the [`crate::helper`], with a deadline each. Each function starts a process of its own, for the
+//! mount judges by process.
 
-use std::ffi::{CString, c_int};
-use std::fs::File;
-use std::io::Read;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::c_int;
+use std::io::{BufReader, ErrorKind, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use crate::proc::{poll, signal, wait_until};
+use rmp_serde::decode::Error;
+
+use crate::helper::{ARGUMENT, Call, Seen, Stat, Step};
+use crate::proc::{spawn_tied, wait_until};
+
+pub use crate::helper::{DirEntry, Errno};
 
 /// How long one access may take.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+/// How long many of them may take.
+const MANY: Duration = Duration::from_secs(120);
 
-/// An errno, such as `libc::ENOENT`.
-pub type Errno = i32;
+/// A helper. Dropped, it is ended.
+pub struct Child {
+    socket: UnixStream,
+    process: std::process::Child,
+    what: String,
+}
 
-const SHORT_WRITE: Errno = 254; // above every errno
+impl Child {
+    /// Starts one; `what` it is for is told when it hangs.
+    #[track_caller]
+    pub fn start(what: &str) -> Child {
+        let (socket, theirs) = UnixStream::pair().expect("sockets for a helper");
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(ARGUMENT).stdin(OwnedFd::from(theirs));
+        let process = spawn_tied(command).expect("start a helper");
+        let what = what.to_owned();
+        Child {
+            socket,
+            process,
+            what,
+        }
+    }
+
+    /// Has it carry out steps, and returns what came of each. When that takes longer than `limit`, the test fails.
+    #[track_caller]
+    pub fn ask(&self, steps: &[Step], limit: Duration) -> Vec<Seen> {
+        let request = rmp_serde::to_vec(steps).expect("steps are plain data");
+        self.socket.set_read_timeout(Some(limit)).expect("set a deadline");
+        (&self.socket).write_all(&request).expect("tell a helper");
+        rmp_serde::from_read(BufReader::new(&self.socket)).unwrap_or_else(|error| match error {
+            Error::InvalidMarkerRead(error) if error.kind() == ErrorKind::WouldBlock => {
+                panic!("HUNG: {}: no answer within {limit:?}", self.what)
+            }
+            error => panic!("{}: the helper ended: {error}", self.what),
+        })
+    }
+
+    /// The same for one step.
+    #[track_caller]
+    pub fn ask_one(&self, step: Step) -> Result<Seen, Errno> {
+        let seen = self.ask(&[step], DEADLINE).remove(0);
+        seen.errno.map_or(Ok(seen), Err)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.socket.shutdown(Shutdown::Both).ok(); // fails only if the helper has gone
+        let mut ended = || !matches!(self.process.try_wait(), Ok(None));
+        // One that hangs in a mount outlives even SIGKILL: it is left, not waited for.
+        let patience = Duration::from_secs(if std::thread::panicking() { 0 } else { 5 });
+        if !wait_until(patience, &mut ended) {
+            self.process.kill().ok(); // fails only if it has ended
+            wait_until(Duration::from_secs(2), || {
+                !matches!(self.process.try_wait(), Ok(None))
+            });
+        }
+    }
+}
+
+/// Carries one step out.
+#[track_caller]
+pub fn run(step: Step) -> Result<Seen, Errno> {
+    Child::start(&format!("{:?} {}", step.call, step.path.display())).ask_one(step)
+}
+
+#[track_caller]
+fn call(path: impl AsRef<Path>, call: Call) -> Result<Seen, Errno> {
+    run(Step::new(path.as_ref(), call))
+}
 
 /// Reads a file from beginning to end.
 #[track_caller]
 pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, Errno> {
-    let (path, what) = name(path, "read");
-    let mut buffer = vec![0_u8; 128 * 1024];
-    in_child(&what, DEADLINE, move |sink| {
-        let fd = check(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY) } as isize)? as c_int;
-        loop {
-            match check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) })? {
-                0 => break,
-                length => sink.send(buffer.as_ptr(), length)?,
-            }
-        }
-        check(unsafe { libc::close(fd) } as isize)?;
-        Ok(())
-    })
+    call(path, Call::Read).map(|seen| seen.data)
 }
 
 /// Writes to an existing file with a single write(2), as `printf %s DATA > FILE` does.
@@ -51,156 +110,126 @@ pub fn write_file(path: impl AsRef<Path>, data: &[u8]) -> Result<(), Errno> {
 /// A write of less than all data fails the test.
 #[track_caller]
 pub fn write_flags(path: impl AsRef<Path>, flags: c_int, data: &[u8]) -> Result<(), Errno> {
-    let (path, what) = name(path, "write");
-    let (start, length) = (data.as_ptr(), data.len());
-    let result = in_child(&what, DEADLINE, move |_| {
-        let fd = check(unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | flags) } as isize)? as c_int;
-        let written = check(unsafe { libc::write(fd, start.cast(), length) })?;
-        check(unsafe { libc::close(fd) } as isize)?; // reports what FUSE's flush says
-        if written == length {
-            Ok(())
-        } else {
-            Err(SHORT_WRITE)
-        }
-    });
-    assert!(
-        result != Err(SHORT_WRITE),
-        "{what}: write(2) took only a part of the {length} bytes"
-    );
-    result.map(|_| ())
+    let step = Step::new(path.as_ref(), Call::Write);
+    let written = run(step.number(flags as u64).data(data))?.value;
+    assert_eq!(written, data.len() as u64, "write(2) took only a part");
+    Ok(())
 }
 
 /// The attributes of a file; of a symbolic link itself.
 #[track_caller]
-pub fn lstat(path: impl AsRef<Path>) -> Result<libc::stat, Errno> {
-    let (path, what) = name(path, "stat");
-    let mut stat = MaybeUninit::<libc::stat>::zeroed();
-    let bytes = in_child(&what, DEADLINE, move |sink| {
-        check(unsafe { libc::lstat(path.as_ptr(), stat.as_mut_ptr()) } as isize)?;
-        sink.send(stat.as_ptr().cast(), size_of::<libc::stat>())
-    })?;
-    assert_eq!(bytes.len(), size_of::<libc::stat>(), "{what}: the child's answer");
-    // SAFETY: the child sent a whole struct stat, which is plain data.
-    Ok(unsafe { bytes.as_ptr().cast::<libc::stat>().read_unaligned() })
+pub fn lstat(path: impl AsRef<Path>) -> Result<Stat, Errno> {
+    call(path, Call::Stat).map(|seen| seen.stat)
 }
 
 /// The target of a symbolic link.
 #[track_caller]
 pub fn read_link(path: impl AsRef<Path>) -> Result<Vec<u8>, Errno> {
-    let (path, what) = name(path, "readlink");
-    let mut buffer = vec![0_u8; libc::PATH_MAX as usize];
-    in_child(&what, DEADLINE, move |sink| {
-        let length = unsafe { libc::readlink(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        sink.send(buffer.as_ptr(), check(length)?)
-    })
+    call(path, Call::ReadLink).map(|seen| seen.data)
 }
 
 /// The value of an extended attribute; of a symbolic link itself.
 #[track_caller]
 pub fn get_xattr(path: impl AsRef<Path>, attribute: &str) -> Result<Vec<u8>, Errno> {
-    let (path, what) = name(path, "getxattr");
-    let attribute = CString::new(attribute).expect("an attribute's name without NUL");
-    let mut buffer = vec![0_u8; 64 * 1024];
-    in_child(&what, DEADLINE, move |sink| {
-        let start = buffer.as_mut_ptr().cast();
-        let length = unsafe { libc::lgetxattr(path.as_ptr(), attribute.as_ptr(), start, buffer.len()) };
-        sink.send(buffer.as_ptr(), check(length)?)
-    })
+    let step = Step::new(path.as_ref(), Call::GetXattr);
+    run(step.data(attribute)).map(|seen| seen.data)
 }
 
-fn name(path: impl AsRef<Path>, verb: &str) -> (CString, String) {
-    let path = path.as_ref();
-    let bytes = CString::new(path.as_os_str().as_bytes()).expect("a path without NUL");
-    (bytes, format!("{verb} {}", path.display()))
-}
-
-/// The result of a system call as its value or errno. Async-signal-safe.
-pub fn check(result: isize) -> Result<usize, Errno> {
-    // SAFETY: the thread's own errno.
-    usize::try_from(result).map_err(|_| unsafe { *libc::__errno_location() })
-}
-
-/// Where a child puts what it has to say.
-pub struct Sink(c_int);
-
-impl Sink {
-    /// Sends `length` bytes to the parent. Async-signal-safe.
-    pub fn send(&self, start: *const u8, length: usize) -> Result<(), Errno> {
-        let mut done = 0;
-        while done < length {
-            // SAFETY: the caller's memory, valid for `length` bytes.
-            done += check(unsafe { libc::write(self.0, start.add(done).cast(), length - done) })?;
-        }
-        Ok(())
-    }
-}
-
-/// Runs `work` in a forked child and returns what it sent, or the errno that it failed with.
-///
-/// `work` must be async-signal-safe: system calls on memory prepared beforehand, and neither allocation nor panic. When
-/// it does not end within `limit`, the child is killed and the test fails. (FnMut, for FnOnce would free in the child what it owns.)
+/// Carries steps out in one process, one after another, and returns what came of those that neither list nor pause.
 #[track_caller]
-pub fn in_child(
-    what: &str,
-    limit: Duration,
-    mut work: impl FnMut(&Sink) -> Result<(), Errno>,
-) -> Result<Vec<u8>, Errno> {
-    let end = Instant::now() + limit;
-    let mut ends = [0; 2];
-    // SAFETY: plain system calls; the descriptors are new, and each end gets one owner.
-    let (mut output, input, pid) = unsafe {
-        assert!(
-            libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) == 0,
-            "pipe for a child"
-        );
-        let (output, input) = (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1]));
-        (output, input, libc::fork())
-    };
-    assert!(pid >= 0, "fork a child");
-    if pid == 0 {
-        // SAFETY: in the child, only system calls until _exit; the pipe is 3, and what other threads had open is closed,
-        // so that a child that cannot be killed holds nobody else's pipe.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            libc::dup2(input.as_raw_fd(), 3);
-            libc::syscall(libc::SYS_close_range, 4, u32::MAX, 0);
-            let status = work(&Sink(3)).err().unwrap_or(0);
-            libc::_exit(status)
-        }
+pub fn act(steps: &[Step]) -> Vec<Seen> {
+    let mut seen = Child::start("a walk").ask(steps, MANY);
+    for (step, seen) in steps.iter().zip(&seen) {
+        assert_eq!(seen.errno, None, "{step:?}");
     }
-    drop(input);
+    seen.retain(|seen| !matches!(steps[seen.step].call, Call::List | Call::Pause));
+    seen
+}
 
-    let mut answer = Vec::new();
-    let mut buffer = vec![0; 128 * 1024];
-    let finished = loop {
-        let mut polled = [libc::pollfd {
-            fd: output.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        }];
-        if !poll(&mut polled, end) {
-            break false;
-        }
-        match output.read(&mut buffer).expect("read what a child says") {
-            0 => break true,
-            length => answer.extend_from_slice(&buffer[..length]),
-        }
-    };
-    let mut status = 0;
-    // SAFETY: a child of ours that nobody else waits for.
-    let mut reaped = || unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } == pid;
-    if !finished || !wait_until(end.saturating_duration_since(Instant::now()), &mut reaped) {
-        signal(pid, libc::SIGKILL);
-        wait_until(Duration::from_secs(2), reaped); // not for ever: see `proc::Running`
-        panic!("HUNG: {what}: no answer within {limit:?}");
+/// The same call for each path, in one process.
+#[track_caller]
+fn each<P: AsRef<Path>>(paths: &[P], call: Call) -> impl Iterator<Item = Result<Seen, Errno>> {
+    let steps = paths.iter().map(|path| Step::new(path.as_ref(), call));
+    let steps: Vec<Step> = steps.collect();
+    let what = format!("{call:?} of {} from {:?} on", steps.len(), steps.first());
+    let seen = Child::start(&what).ask(&steps, MANY).into_iter();
+    seen.map(|seen| seen.errno.map_or(Ok(seen), Err))
+}
+
+/// Reads each file from beginning to end, one after another.
+#[track_caller]
+pub fn read_files<P: AsRef<Path>>(paths: &[P]) -> Vec<Result<Vec<u8>, Errno>> {
+    each(paths, Call::Read).map(|seen| Ok(seen?.data)).collect()
+}
+
+/// Where each path leads, every link followed: what `/proc/self/fd` says of it.
+#[track_caller]
+pub fn resolve<P: AsRef<Path>>(paths: &[P]) -> Vec<Result<Vec<u8>, Errno>> {
+    each(paths, Call::Resolve).map(|seen| Ok(seen?.data)).collect()
+}
+
+/// The entries of each directory in their order, `.` and `..` too.
+#[track_caller]
+pub fn list_dirs<P: AsRef<Path>>(paths: &[P]) -> Vec<Result<Vec<DirEntry>, Errno>> {
+    each(paths, Call::List).map(|seen| Ok(seen?.entries)).collect()
+}
+
+/// A file held open by a helper, for what must happen between two calls. Dropped, it is closed.
+pub struct Held(Child);
+
+impl Held {
+    /// Opens a file with flags such as `libc::O_RDONLY`.
+    #[track_caller]
+    pub fn open(path: impl AsRef<Path>, flags: c_int) -> Result<Held, Errno> {
+        let step = Step::new(path.as_ref(), Call::Open).number(flags as u64);
+        let child = Child::start(&format!("holding {}", step.path.display()));
+        child.ask_one(step).map(|_| Held(child))
     }
-    assert!(
-        libc::WIFEXITED(status),
-        "{what}: the child died of signal {}",
-        libc::WTERMSIG(status)
-    );
-    match libc::WEXITSTATUS(status) {
-        0 => Ok(answer),
-        errno => Err(errno),
+
+    #[track_caller]
+    fn ask(&self, call: Call, offset: u64, length: usize, data: &[u8]) -> Result<Seen, Errno> {
+        let step = Step::new(Path::new(""), call).offset(offset);
+        self.0.ask_one(step.number(length as u64).data(data))
+    }
+
+    /// read(2)
+    #[track_caller]
+    pub fn read(&self, length: usize) -> Result<Vec<u8>, Errno> {
+        self.ask(Call::HeldRead, 0, length, b"").map(|seen| seen.data)
+    }
+
+    /// pread(2)
+    #[track_caller]
+    pub fn read_at(&self, offset: u64, length: usize) -> Result<Vec<u8>, Errno> {
+        let seen = self.ask(Call::HeldReadAt, offset, length, b"")?;
+        Ok(seen.data)
+    }
+
+    /// getdents64(2): whether there is an entry of this name in what a directory shows next.
+    #[track_caller]
+    pub fn lists(&self, name: &str) -> Result<bool, Errno> {
+        let listed = self.ask(Call::HeldList, 0, 0, b"")?.entries;
+        Ok(listed.iter().any(|entry| entry.name == name))
+    }
+
+    /// write(2)
+    #[track_caller]
+    pub fn write(&self, data: &[u8]) -> Result<usize, Errno> {
+        let seen = self.ask(Call::HeldWrite, 0, 0, data)?;
+        Ok(seen.value as usize)
+    }
+
+    /// lseek(2) from the start
+    #[track_caller]
+    pub fn seek(&self, offset: u64) -> Result<usize, Errno> {
+        let seen = self.ask(Call::HeldSeek, offset, 0, b"")?;
+        Ok(seen.value as usize)
+    }
+
+    /// The size that fstat(2) gives.
+    #[track_caller]
+    pub fn size(&self) -> Result<usize, Errno> {
+        let seen = self.ask(Call::HeldSize, 0, 0, b"")?;
+        Ok(seen.value as usize)
     }
 }

@@ -2,15 +2,14 @@
 //!
 //! Two rules hold everywhere. Nothing hangs: every wait has a deadline and fails the test with what was waited for.
 //! And the test process itself never touches a mount: a request that the mount does not answer would hold it for ever,
-//! so all file access goes through child processes ([`sh`] and [`child`]), which can be given up.
+//! so all file access goes through child processes ([`sh`] and [`helper`]), which can be given up.
 
-#![allow(clippy::new_without_default, clippy::not_unsafe_ptr_arg_deref)]
+#![allow(clippy::new_without_default)]
 
 use std::path::{Path, PathBuf};
 
-pub mod bulk;
 pub mod child;
-pub mod held;
+pub mod helper;
 pub mod hostile;
 pub mod libvirt;
 pub mod mirror;
@@ -25,13 +24,11 @@ pub mod server;
 pub mod session;
 pub mod sh;
 pub mod shown;
-pub mod steps;
 pub mod tree;
 pub mod truth;
 pub mod user;
 
-pub use child::{read_file, write_file};
-pub use held::Held;
+pub use child::{Held, read_file, write_file};
 pub use libvirt::Libvirt;
 pub use mount::Mount;
 pub use proc::wait_until;
