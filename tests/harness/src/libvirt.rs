@@ -114,12 +114,8 @@ impl Libvirt {
     fn daemon(&mut self, name: &str, socket: &str) {
         let mut program = self.start_program(name, name);
         let socket = self.path("run/libvirt").join(socket);
-        let there = wait_until(DEADLINE, || socket.exists() || program.has_ended());
-        assert!(
-            there && socket.exists(),
-            "{name} does not start: {}",
-            self.log(name)
-        );
+        wait_until(DEADLINE, || listens(&socket) || program.has_ended());
+        assert!(listens(&socket), "{name} does not start: {}", self.log(name));
         self.daemons.push(program);
     }
 
@@ -168,8 +164,8 @@ impl Libvirt {
         let socket = self.path(&format!("{name}.sock"));
         let command = format!("virt-qemu-qmp-proxy {domain} {}", quote(&socket));
         let mut program = self.start_program(&name, &command);
-        let there = wait_until(DEADLINE, || socket.exists() || program.has_ended());
-        assert!(there && socket.exists(), "{command}: {}", self.log(&name));
+        wait_until(DEADLINE, || listens(&socket) || program.has_ended());
+        assert!(listens(&socket), "{command}: {}", self.log(&name));
         Proxy {
             socket,
             _program: program,
@@ -209,6 +205,15 @@ impl Drop for Libvirt {
             self.pids()
         );
     }
+}
+
+/// Whether somebody listens at a socket, by the kernel's own list: a connection could be taken for a client.
+fn listens(socket: &Path) -> bool {
+    const ACCEPTS: &str = "00010000"; // among the flags
+    let sockets = fs::read_to_string("/proc/net/unix").expect("list the sockets");
+    let path = format!(" {}", socket.display());
+    let mut of_it = sockets.lines().filter(|line| line.ends_with(&path));
+    of_it.any(|line| line.split_whitespace().nth(3) == Some(ACCEPTS))
 }
 
 /// A running `virt-qemu-qmp-proxy`. Dropped, it is ended.
