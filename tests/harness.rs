@@ -61,67 +61,58 @@ fn a_new_qemu_tells_its_tree() {
     explain(Which::New);
 }
 
-#[test]
-fn qemu_takes_commands_and_sends_events() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=usb"]);
-        let truth = qemu.truth();
-        truth
-            .set("/machine", "graphics", json!(false))
-            .expect("set a boolean");
-        assert_eq!(truth.get("/machine", "graphics"), Ok(json!(false)));
-        let refused = truth
-            .set("/machine", "graphics", json!("maybe"))
-            .expect_err("not a boolean");
-        assert!(
-            refused.desc.starts_with("Invalid parameter type for 'graphics'"),
-            "{refused:?}"
-        );
+each_qemu!(qemu_takes_commands_and_sends_events, |which| {
+    let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=usb"]);
+    let truth = qemu.truth();
+    truth
+        .set("/machine", "graphics", json!(false))
+        .expect("set a boolean");
+    assert_eq!(truth.get("/machine", "graphics"), Ok(json!(false)));
+    let refused = truth
+        .set("/machine", "graphics", json!("maybe"))
+        .expect_err("not a boolean");
+    assert!(
+        refused.desc.starts_with("Invalid parameter type for 'graphics'"),
+        "{refused:?}"
+    );
 
-        truth.device_add(json!({ "driver": "usb-tablet", "bus": "usb.0", "id": "tablet" }));
-        assert!(truth.try_list("/machine/peripheral/tablet").is_ok());
-        truth.device_del("tablet");
-        let deleted = truth.wait_event("DEVICE_DELETED", 5 * SECOND);
-        assert_eq!(deleted["data"]["device"], "tablet", "{deleted}");
-        assert!(panic_of(|| drop(truth.wait_event("NEVER", SECOND / 10))).contains("NEVER"));
-    }
-}
+    truth.device_add(json!({ "driver": "usb-tablet", "bus": "usb.0", "id": "tablet" }));
+    assert!(truth.try_list("/machine/peripheral/tablet").is_ok());
+    truth.device_del("tablet");
+    let deleted = truth.wait_event("DEVICE_DELETED", 5 * SECOND);
+    assert_eq!(deleted["data"]["device"], "tablet", "{deleted}");
+    assert!(panic_of(|| drop(truth.wait_event("NEVER", SECOND / 10))).contains("NEVER"));
+});
 
-#[test]
-fn qemu_stops_goes_on_and_dies() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let dir = qemu.dir().to_owned();
-        qemu.stop();
-        std::thread::scope(|scope| {
-            let answer = scope.spawn(|| qemu.truth().list("/"));
-            std::thread::sleep(SECOND / 5);
-            assert!(!answer.is_finished(), "a stopped QEMU answered");
-            qemu.cont();
-            assert!(!answer.join().expect("an answer after all").is_empty());
-        });
-        qemu.stop();
-        qemu.kill();
-        assert!(!Path::new(&format!("/proc/{}", qemu.pid())).exists());
-        assert!(panic_of(|| qemu.stop()).contains("has ended"));
-        drop(qemu);
-        assert!(!dir.exists());
+each_qemu!(qemu_stops_goes_on_and_dies, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let dir = qemu.dir().to_owned();
+    qemu.stop();
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| qemu.truth().list("/"));
+        std::thread::sleep(SECOND / 5);
+        assert!(!answer.is_finished(), "a stopped QEMU answered");
+        qemu.cont();
+        assert!(!answer.join().expect("an answer after all").is_empty());
+    });
+    qemu.stop();
+    qemu.kill();
+    assert!(!Path::new(&format!("/proc/{}", qemu.pid())).exists());
+    assert!(panic_of(|| qemu.stop()).contains("has ended"));
+    drop(qemu);
+    assert!(!dir.exists());
 
-        let qemu = Qemu::start(which, "none", &[]);
-        qemu.truth().execute("quit", Value::Null).expect("quit");
-        assert!(qemu.wait_exit(10 * SECOND).success());
-    }
-}
+    let qemu = Qemu::start(which, "none", &[]);
+    qemu.truth().execute("quit", Value::Null).expect("quit");
+    assert!(qemu.wait_exit(10 * SECOND).success());
+});
 
-#[test]
-fn a_qemu_that_cannot_start_says_why() {
-    for which in Which::ALL {
-        let error = Qemu::try_start(which, "bogus", &[])
-            .err()
-            .expect("no such machine");
-        assert!(error.contains("unsupported machine type"), "{error}");
-    }
-}
+each_qemu!(a_qemu_that_cannot_start_says_why, |which| {
+    let error = Qemu::try_start(which, "bogus", &[])
+        .err()
+        .expect("no such machine");
+    assert!(error.contains("unsupported machine type"), "{error}");
+});
 
 #[test]
 fn a_relay_counts_and_delays() {

@@ -3,52 +3,49 @@
 use harness::sh::quote;
 use harness::*;
 
-#[test]
-fn copies_with_all_attributes_succeed() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(
-            which,
-            "q35",
-            &[
-                "-device",
-                "qemu-xhci,id=x",
-                "-device",
-                "usb-tablet,id=tab,bus=x.0",
-            ],
-        );
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let from = quote(mount.join("machine/peripheral/tab"));
-        let links = sh(&format!("find {from} -type l"));
-        assert!(!links.ok().lines().is_empty(), "no link to copy");
-        for (number, command) in [
-            "rsync -aX",
-            "rsync -aXA --no-group",
-            "cp -r --preserve=xattr",
-            "cp -a --no-preserve=timestamps",
-            "busybox cp -a",
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let out = sh_in(qemu.dir(), &format!("{command} {from} copy{number}"));
-            assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{which:?} {out}");
-            assert!(
-                !sh_in(qemu.dir(), &format!("find copy{number} -type l"))
-                    .ok()
-                    .lines()
-                    .is_empty(),
-                "{command}"
-            );
-        }
-        let out = sh_in(
-            qemu.dir(),
-            &format!(
-                "tar --xattrs --xattrs-include='*' -cf x.tar -C {from} . && mkdir x && tar --xattrs --xattrs-include='*' -xf x.tar -C x"
-            ),
-        );
+each_qemu!(copies_with_all_attributes_succeed, |which| {
+    let qemu = Qemu::start(
+        which,
+        "q35",
+        &[
+            "-device",
+            "qemu-xhci,id=x",
+            "-device",
+            "usb-tablet,id=tab,bus=x.0",
+        ],
+    );
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let from = quote(mount.join("machine/peripheral/tab"));
+    let links = sh(&format!("find {from} -type l"));
+    assert!(!links.ok().lines().is_empty(), "no link to copy");
+    for (number, command) in [
+        "rsync -aX",
+        "rsync -aXA --no-group",
+        "cp -r --preserve=xattr",
+        "cp -a --no-preserve=timestamps",
+        "busybox cp -a",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = sh_in(qemu.dir(), &format!("{command} {from} copy{number}"));
         assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{which:?} {out}");
+        assert!(
+            !sh_in(qemu.dir(), &format!("find copy{number} -type l"))
+                .ok()
+                .lines()
+                .is_empty(),
+            "{command}"
+        );
     }
-}
+    let out = sh_in(
+        qemu.dir(),
+        &format!(
+            "tar --xattrs --xattrs-include='*' -cf x.tar -C {from} . && mkdir x && tar --xattrs --xattrs-include='*' -xf x.tar -C x"
+        ),
+    );
+    assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{which:?} {out}");
+});
 
 #[test]
 fn there_are_no_inodes_and_no_blocks_to_run_out_of() {

@@ -240,95 +240,89 @@ fn links_to_odd_objects_cost_one_listing() {
     assert_eq!(server.count("qom-list"), 0);
 }
 
-#[test]
-fn a_real_qemu_with_ids_of_300_bytes() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=x"]);
-        let truth = qemu.truth();
-        let ids = ["r", "s"].map(|end| format!("{}{end}", "a".repeat(299)));
-        for (size, id) in [65_536, 131_072].iter().zip(&ids) {
-            let args = json!({ "qom-type": "memory-backend-ram", "id": id, "size": size });
-            truth.execute("object-add", args).expect("object-add");
-        }
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &[]);
-        let out = sh_in(mount.join("objects"), "ls -d aaa*");
-        let files: BTreeSet<&str> = out.ok().lines().into_iter().collect();
-        assert_eq!(files.len(), 2, "{files:?}");
-        let mut sizes = BTreeSet::new();
-        for file in files {
-            assert_eq!(file.len(), 255);
-            let dir = mount.join("objects").join(file);
-            let size = read_file(dir.join("size")).expect("read");
-            let id = &ids[usize::from(size == b"131072\n")];
-            sizes.insert(size);
-            relay.reset();
-            assert_eq!(write_file(dir.join("merge"), b"off"), Ok(()), "{file}");
-            assert_eq!(truth.get(&join("/objects", id), "merge"), Ok(json!(false)));
-            let set = relay
-                .requests()
-                .into_iter()
-                .find(|request| request.contains("qom-set"));
-            assert!(set.expect("a write").contains(id.as_str()));
-            // The region inside has a name of 303 bytes.
-            let inside = sh_in(&dir, "cat aaa*/type");
-            assert_eq!(inside.ok().text(), "memory-region");
-        }
-        assert_eq!(sizes.len(), 2);
-        let id = "t".repeat(300);
-        truth.device_add(json!({ "driver": "usb-tablet", "bus": "x.0", "id": id }));
-        let shown = sh_in(mount.join("machine/peripheral"), "cat ttt*/type");
-        assert_eq!(shown.ok().text(), "usb-tablet");
+each_qemu!(a_real_qemu_with_ids_of_300_bytes, |which| {
+    let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=x"]);
+    let truth = qemu.truth();
+    let ids = ["r", "s"].map(|end| format!("{}{end}", "a".repeat(299)));
+    for (size, id) in [65_536, 131_072].iter().zip(&ids) {
+        let args = json!({ "qom-type": "memory-backend-ram", "id": id, "size": size });
+        truth.execute("object-add", args).expect("object-add");
     }
-}
-
-#[test]
-fn a_real_qemu_with_names_that_no_file_can_have() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let truth = qemu.truth();
-        // QEMU checks the ids of objects and devices, but not those of character devices.
-        let ids = ["c/d", r"c\x2fd", ".", "..", "n\nl", "\u{e9}", "~2"];
-        for id in ids {
-            let args = json!({ "id": id, "backend": { "type": "null", "data": {} } });
-            truth.execute("chardev-add", args).expect("chardev-add");
-        }
-        let order: Vec<String> = truth
-            .list("/chardevs")
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &[]);
+    let out = sh_in(mount.join("objects"), "ls -d aaa*");
+    let files: BTreeSet<&str> = out.ok().lines().into_iter().collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    let mut sizes = BTreeSet::new();
+    for file in files {
+        assert_eq!(file.len(), 255);
+        let dir = mount.join("objects").join(file);
+        let size = read_file(dir.join("size")).expect("read");
+        let id = &ids[usize::from(size == b"131072\n")];
+        sizes.insert(size);
+        relay.reset();
+        assert_eq!(write_file(dir.join("merge"), b"off"), Ok(()), "{file}");
+        assert_eq!(truth.get(&join("/objects", id), "merge"), Ok(json!(false)));
+        let set = relay
+            .requests()
             .into_iter()
-            .map(|prop| prop.name)
-            .collect();
-        assert!(
-            ids.iter().all(|id| order.iter().any(|name| name == id)),
-            "{order:?}"
-        );
-        let at = |name: &str| order.iter().position(|other| other == name);
-        let (first, second) = if at("c/d") < at(r"c\x2fd") {
-            ("c/d", r"c\x2fd")
-        } else {
-            (r"c\x2fd", "c/d")
-        };
-        let mount = Mount::start(&qemu.socket(), &[]);
-        for (file, name) in [
-            (r"c\x2fd", first),
-            (r"c\x2fd~2", second),
-            (r"\x2e", "."),
-            (r"\x2e\x2e", ".."),
-            ("n\nl", "n\nl"),
-            ("\u{e9}", "\u{e9}"),
-            ("~2", "~2"),
-        ] {
-            let dir = mount.join("chardevs").join(file);
-            assert!(lstat(&dir).is_ok(), "{which:?} {file}");
-            let kind = read_file(dir.join("type"));
-            if name == "c/d" {
-                assert_eq!(kind, Err(libc::ENOENT), "no path leads to it");
-                continue;
-            }
-            assert_eq!(kind, Ok(b"chardev-null\n".to_vec()), "{which:?} {file}");
-        }
+            .find(|request| request.contains("qom-set"));
+        assert!(set.expect("a write").contains(id.as_str()));
+        // The region inside has a name of 303 bytes.
+        let inside = sh_in(&dir, "cat aaa*/type");
+        assert_eq!(inside.ok().text(), "memory-region");
     }
-}
+    assert_eq!(sizes.len(), 2);
+    let id = "t".repeat(300);
+    truth.device_add(json!({ "driver": "usb-tablet", "bus": "x.0", "id": id }));
+    let shown = sh_in(mount.join("machine/peripheral"), "cat ttt*/type");
+    assert_eq!(shown.ok().text(), "usb-tablet");
+});
+
+each_qemu!(a_real_qemu_with_names_that_no_file_can_have, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let truth = qemu.truth();
+    // QEMU checks the ids of objects and devices, but not those of character devices.
+    let ids = ["c/d", r"c\x2fd", ".", "..", "n\nl", "\u{e9}", "~2"];
+    for id in ids {
+        let args = json!({ "id": id, "backend": { "type": "null", "data": {} } });
+        truth.execute("chardev-add", args).expect("chardev-add");
+    }
+    let order: Vec<String> = truth
+        .list("/chardevs")
+        .into_iter()
+        .map(|prop| prop.name)
+        .collect();
+    assert!(
+        ids.iter().all(|id| order.iter().any(|name| name == id)),
+        "{order:?}"
+    );
+    let at = |name: &str| order.iter().position(|other| other == name);
+    let (first, second) = if at("c/d") < at(r"c\x2fd") {
+        ("c/d", r"c\x2fd")
+    } else {
+        (r"c\x2fd", "c/d")
+    };
+    let mount = Mount::start(&qemu.socket(), &[]);
+    for (file, name) in [
+        (r"c\x2fd", first),
+        (r"c\x2fd~2", second),
+        (r"\x2e", "."),
+        (r"\x2e\x2e", ".."),
+        ("n\nl", "n\nl"),
+        ("\u{e9}", "\u{e9}"),
+        ("~2", "~2"),
+    ] {
+        let dir = mount.join("chardevs").join(file);
+        assert!(lstat(&dir).is_ok(), "{which:?} {file}");
+        let kind = read_file(dir.join("type"));
+        if name == "c/d" {
+            assert_eq!(kind, Err(libc::ENOENT), "no path leads to it");
+            continue;
+        }
+        assert_eq!(kind, Ok(b"chardev-null\n".to_vec()), "{which:?} {file}");
+    }
+});
 
 /// 251 bytes are the same in all of them, and that is what is left of each when it needs a counter.
 #[test]

@@ -118,24 +118,21 @@ fn a_new_microvm_is_read_by_tools() {
     check(Which::New, "microvm", "machine/unattached/device[0]/lapic");
 }
 
-#[test]
-fn a_file_keeps_its_number_however_it_is_met() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=0.1"]);
-        let folder = mount.join("machine");
-        // From the listing alone, from the listing asked for anew, and from a stat of each.
-        let listed = "find -maxdepth 1 ! -name . -printf '%i %f\\n'";
-        let (first, again) = (
-            sh_in(&folder, listed),
-            sh_in(&folder, &format!("sleep 0.3; {listed}")),
-        );
-        let stated = sh_in(
-            &folder,
-            "find -maxdepth 1 ! -name . -printf '%f\\0' | xargs -0 stat -c '%i %n'",
-        );
-        assert!(first.ok().lines().len() > 50, "{first}");
-        assert_eq!(first.text(), again.ok().text(), "{which:?}");
-        assert_eq!(first.text(), stated.ok().text(), "{which:?}");
-    }
-}
+each_qemu!(a_file_keeps_its_number_however_it_is_met, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=0.1"]);
+    let folder = mount.join("machine");
+    // From the listing alone, from the listing asked for anew, and from a stat of each.
+    let listed = "find -maxdepth 1 ! -name . -printf '%i %f\\n'";
+    let (first, again) = (
+        sh_in(&folder, listed),
+        sh_in(&folder, &format!("sleep 0.3; {listed}")),
+    );
+    let stated = sh_in(
+        &folder,
+        "find -maxdepth 1 ! -name . -printf '%f\\0' | xargs -0 stat -c '%i %n'",
+    );
+    assert!(first.ok().lines().len() > 50, "{first}");
+    assert_eq!(first.text(), again.ok().text(), "{which:?}");
+    assert_eq!(first.text(), stated.ok().text(), "{which:?}");
+});

@@ -55,53 +55,50 @@ fn told(truth: &Truth, kind: &str) -> HashMap<String, Attributes> {
     answer.as_array().expect("a list").iter().map(one).collect()
 }
 
-#[test]
-fn types_descriptions_and_defaults_are_qemus() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let truth = qemu.truth();
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let (mut descriptions, mut defaults, mut links) = (0, 0, 0);
-        for path in [
-            "/",
-            "/machine",
-            "/machine/peripheral/x",
-            "/machine/unattached/device[0]",
-            "/objects",
-            "/machine/q35/mch",
-        ] {
-            let kind = truth.get(path, "type").expect("a type");
-            let told = told(truth, kind.as_str().expect("a name"));
-            let shown = attributes_in(&mount.join(path));
-            let props = truth.list(path);
-            let links_here = props.iter().filter(|prop| prop.is_link()).count();
-            assert_eq!(shown.len() + links_here, props.len(), "{path}");
-            for prop in props {
-                if prop.is_link() {
-                    links += 1;
-                    // Told when it is asked for, and not listed: what copies all could not keep it.
-                    let told = get_xattr(mount.join(path).join(&prop.name), "qom.type");
-                    assert_eq!(told, Ok(prop.kind.clone().into_bytes()), "{path} {}", prop.name);
-                    assert!(!shown.contains_key(&prop.name), "{path} {}", prop.name);
-                    continue;
-                }
-                let mut expected = told.get(&prop.name).cloned().unwrap_or_default();
-                descriptions += usize::from(expected.contains_key("user.qom.description"));
-                defaults += usize::from(expected.contains_key("user.qom.default"));
-                expected.insert("user.qom.type".into(), prop.kind.clone());
-                assert_eq!(shown[&prop.name], expected, "{which:?} {path} {}", prop.name);
+each_qemu!(types_descriptions_and_defaults_are_qemus, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let truth = qemu.truth();
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let (mut descriptions, mut defaults, mut links) = (0, 0, 0);
+    for path in [
+        "/",
+        "/machine",
+        "/machine/peripheral/x",
+        "/machine/unattached/device[0]",
+        "/objects",
+        "/machine/q35/mch",
+    ] {
+        let kind = truth.get(path, "type").expect("a type");
+        let told = told(truth, kind.as_str().expect("a name"));
+        let shown = attributes_in(&mount.join(path));
+        let props = truth.list(path);
+        let links_here = props.iter().filter(|prop| prop.is_link()).count();
+        assert_eq!(shown.len() + links_here, props.len(), "{path}");
+        for prop in props {
+            if prop.is_link() {
+                links += 1;
+                // Told when it is asked for, and not listed: what copies all could not keep it.
+                let told = get_xattr(mount.join(path).join(&prop.name), "qom.type");
+                assert_eq!(told, Ok(prop.kind.clone().into_bytes()), "{path} {}", prop.name);
+                assert!(!shown.contains_key(&prop.name), "{path} {}", prop.name);
+                continue;
             }
+            let mut expected = told.get(&prop.name).cloned().unwrap_or_default();
+            descriptions += usize::from(expected.contains_key("user.qom.description"));
+            defaults += usize::from(expected.contains_key("user.qom.default"));
+            expected.insert("user.qom.type".into(), prop.kind.clone());
+            assert_eq!(shown[&prop.name], expected, "{which:?} {path} {}", prop.name);
         }
-        assert!(descriptions > 20 && links > 5, "{descriptions} {links}");
-        // An old QEMU tells no defaults here.
-        assert_eq!(defaults > 20, which == Which::New, "{defaults}");
-        let root = truth.get("/", "type").expect("the root's type");
-        assert_eq!(
-            get_xattr(mount.path(), "user.qom.type"),
-            Ok(root.as_str().expect("a name").as_bytes().to_vec())
-        );
     }
-}
+    assert!(descriptions > 20 && links > 5, "{descriptions} {links}");
+    // An old QEMU tells no defaults here.
+    assert_eq!(defaults > 20, which == Which::New, "{defaults}");
+    let root = truth.get("/", "type").expect("the root's type");
+    assert_eq!(
+        get_xattr(mount.path(), "user.qom.type"),
+        Ok(root.as_str().expect("a name").as_bytes().to_vec())
+    );
+});
 
 #[test]
 fn getfattr_shows_them_as_users_see_them() {
@@ -132,74 +129,68 @@ fn getfattr_shows_them_as_users_see_them() {
     assert_eq!(out.ok().text(), "link<memory-backend>");
 }
 
-#[test]
-fn descriptions_cost_one_request_for_each_type_ever() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=0.2"]);
-        relay.reset();
-        let first = attributes_in(&mount.join("machine"));
-        assert!(first.len() > 40, "{}", first.len());
-        assert_eq!(relay.count("qom-list-properties"), 1);
-        let asked = |relay: &Relay| -> Vec<String> {
-            let requests = relay.requests().into_iter();
-            requests
-                .filter(|request| request.contains("qom-list-properties"))
-                .collect()
-        };
-        assert_eq!(attributes_in(&mount.join("machine")), first);
-        assert_eq!(relay.count("qom-list-properties"), 1, "known by now");
+each_qemu!(descriptions_cost_one_request_for_each_type_ever, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=0.2"]);
+    relay.reset();
+    let first = attributes_in(&mount.join("machine"));
+    assert!(first.len() > 40, "{}", first.len());
+    assert_eq!(relay.count("qom-list-properties"), 1);
+    let asked = |relay: &Relay| -> Vec<String> {
+        let requests = relay.requests().into_iter();
+        requests
+            .filter(|request| request.contains("qom-list-properties"))
+            .collect()
+    };
+    assert_eq!(attributes_in(&mount.join("machine")), first);
+    assert_eq!(relay.count("qom-list-properties"), 1, "known by now");
 
-        let kinds: BTreeSet<String> = (qemu.truth().walk().into_iter())
-            .flat_map(|object| object.props)
-            .filter(|prop| prop.is_child())
-            .map(|prop| prop.kind)
-            .collect();
-        for round in ["first", "again"] {
-            sh_in(mount.path(), "getfattr -R -P -h -d . >/dev/null").ok();
-            let asked = asked(&relay);
-            let distinct: BTreeSet<&String> = asked.iter().collect();
-            assert_eq!(distinct.len(), asked.len(), "{round}: one was asked for twice");
-            assert!(asked.len() > 10 && asked.len() <= kinds.len() + 1, "{round}");
-        }
-        assert_eq!(relay.count("qom-list-get"), 0);
-        let reads = relay.count("qom-get"); // of the root's type alone, which no parent declares
-        assert!(reads <= 1, "{reads} values were read");
+    let kinds: BTreeSet<String> = (qemu.truth().walk().into_iter())
+        .flat_map(|object| object.props)
+        .filter(|prop| prop.is_child())
+        .map(|prop| prop.kind)
+        .collect();
+    for round in ["first", "again"] {
+        sh_in(mount.path(), "getfattr -R -P -h -d . >/dev/null").ok();
+        let asked = asked(&relay);
+        let distinct: BTreeSet<&String> = asked.iter().collect();
+        assert_eq!(distinct.len(), asked.len(), "{round}: one was asked for twice");
+        assert!(asked.len() > 10 && asked.len() <= kinds.len() + 1, "{round}");
     }
-}
+    assert_eq!(relay.count("qom-list-get"), 0);
+    let reads = relay.count("qom-get"); // of the root's type alone, which no parent declares
+    assert!(reads <= 1, "{reads} values were read");
+});
 
-#[test]
-fn what_does_not_exist_is_no_data() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        for (file, name) in [
-            ("machine/graphics", "user.qom.error"),
-            ("machine/graphics", "user.qom.nope"),
-            ("machine/graphics", "user.nope"),
-            ("machine/graphics", "qom.type"),
-            ("machine/type", "user.qom.description"),
-            ("machine", "user.qom.error"),
-            ("machine", "user.qom.default"),
-            ("machine", "user.qom"),
-            (".", "user.qom.description"),
-            ("machine/memory-backend", "user.qom.type"),
-            ("machine/memory-backend", "qom.error"),
-            ("machine/memory-backend", "qom.nope"),
-        ] {
-            assert_eq!(
-                get_xattr(mount.join(file), name),
-                Err(libc::ENODATA),
-                "{file} {name}"
-            );
-        }
+each_qemu!(what_does_not_exist_is_no_data, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    for (file, name) in [
+        ("machine/graphics", "user.qom.error"),
+        ("machine/graphics", "user.qom.nope"),
+        ("machine/graphics", "user.nope"),
+        ("machine/graphics", "qom.type"),
+        ("machine/type", "user.qom.description"),
+        ("machine", "user.qom.error"),
+        ("machine", "user.qom.default"),
+        ("machine", "user.qom"),
+        (".", "user.qom.description"),
+        ("machine/memory-backend", "user.qom.type"),
+        ("machine/memory-backend", "qom.error"),
+        ("machine/memory-backend", "qom.nope"),
+    ] {
         assert_eq!(
-            get_xattr(mount.join("machine/nope"), "user.qom.type"),
-            Err(libc::ENOENT)
+            get_xattr(mount.join(file), name),
+            Err(libc::ENODATA),
+            "{file} {name}"
         );
     }
-}
+    assert_eq!(
+        get_xattr(mount.join("machine/nope"), "user.qom.type"),
+        Err(libc::ENOENT)
+    );
+});
 
 #[test]
 fn none_can_be_set_or_removed() {
@@ -234,9 +225,9 @@ fn none_can_be_set_or_removed() {
     );
 }
 
-#[test]
-fn the_last_failure_is_told_in_qemus_words_until_the_next_success() {
-    for which in Which::ALL {
+each_qemu!(
+    the_last_failure_is_told_in_qemus_words_until_the_next_success,
+    |which| {
         let qemu = Qemu::start(which, "q35", &[]);
         let truth = qemu.truth();
         let mount = Mount::start(&qemu.socket(), &[]);
@@ -268,7 +259,7 @@ fn the_last_failure_is_told_in_qemus_words_until_the_next_success() {
         assert_eq!(write_file(mount.join("machine/type"), b"x"), Err(libc::EACCES));
         assert_eq!(error(), Err(libc::ENODATA), "another file's failure");
     }
-}
+);
 
 #[test]
 fn a_directory_that_cannot_be_listed_says_why() {

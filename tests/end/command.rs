@@ -82,26 +82,23 @@ fn alive(pid: i32) -> bool {
         .is_empty()
 }
 
-#[test]
-fn the_mount_comes_and_goes_with_qemu() {
-    for which in Which::ALL {
-        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-        let mnt = pair.session.mnt();
-        assert_eq!(
-            read_file(mnt.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
-        let info = pair.session.info().expect("a mount");
-        assert_eq!(
-            (info.source.to_str(), info.kind.as_str()),
-            (Some("qemu-system-x86_64"), "fuse.qom-fuse")
-        );
-        pair.truth().execute("quit", Value::Null).expect("quit");
-        let out = pair.ends();
-        assert_eq!((out.ok().text(), out.status), ("", 0));
-        assert!(out.stderr.lines().count() <= 1, "{out}");
-    }
-}
+each_qemu!(the_mount_comes_and_goes_with_qemu, |which| {
+    let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
+    let mnt = pair.session.mnt();
+    assert_eq!(
+        read_file(mnt.join("machine/type")).as_deref(),
+        Ok(b"none-machine\n".as_slice())
+    );
+    let info = pair.session.info().expect("a mount");
+    assert_eq!(
+        (info.source.to_str(), info.kind.as_str()),
+        (Some("qemu-system-x86_64"), "fuse.qom-fuse")
+    );
+    pair.truth().execute("quit", Value::Null).expect("quit");
+    let out = pair.ends();
+    assert_eq!((out.ok().text(), out.status), ("", 0));
+    assert!(out.stderr.lines().count() <= 1, "{out}");
+});
 
 #[test]
 fn it_writes_too_and_takes_options() {
@@ -115,8 +112,7 @@ fn it_writes_too_and_takes_options() {
     }
 }
 
-#[test]
-fn the_exit_status_is_that_of_qemu() {
+each_qemu!(the_exit_status_is_that_of_qemu, |which| {
     // Of a QEMU that a signal kills.
     for (number, status) in [(libc::SIGKILL, 137), (libc::SIGABRT, 134)] {
         let pair = Pair::start(&format!("mnt -- {}", qemu(Which::New)));
@@ -125,13 +121,11 @@ fn the_exit_status_is_that_of_qemu() {
         assert_eq!(out.status, status, "{out}");
     }
     // Of a wrapper that stays around it.
-    for which in Which::ALL {
-        let pair = Pair::start(&format!("mnt -- sh -c '\"$@\"; exit 42' sh {}", qemu(which)));
-        pair.truth().execute("quit", Value::Null).expect("quit");
-        let out = pair.ends();
-        assert_eq!(out.status, 42, "{out}");
-    }
-}
+    let pair = Pair::start(&format!("mnt -- sh -c '\"$@\"; exit 42' sh {}", qemu(which)));
+    pair.truth().execute("quit", Value::Null).expect("quit");
+    let out = pair.ends();
+    assert_eq!(out.status, 42, "{out}");
+});
 
 #[test]
 fn a_command_that_cannot_be_run() {
@@ -213,55 +207,49 @@ fn a_command_that_is_no_qemu() {
     assert!(!alive(pid.trim().parse().expect("a number")));
 }
 
-#[test]
-fn a_wrapper_script() {
-    for which in Which::ALL {
-        let session = Session::new();
-        let script = format!(
-            "#!/bin/sh\n# sets the scene\nexport QEMU_AUDIO_DRV=none\necho wrapped\nexec {} {QUIET} \"$@\"\n",
-            quote(which.binary())
-        );
-        fs::write(session.dir().join("vm.sh"), script).expect("write a script");
-        let out = session.run(
-            "chmod +x vm.sh
+each_qemu!(a_wrapper_script, |which| {
+    let session = Session::new();
+    let script = format!(
+        "#!/bin/sh\n# sets the scene\nexport QEMU_AUDIO_DRV=none\necho wrapped\nexec {} {QUIET} \"$@\"\n",
+        quote(which.binary())
+    );
+    fs::write(session.dir().join("vm.sh"), script).expect("write a script");
+    let out = session.run(
+        "chmod +x vm.sh
              qom-fuse mnt -- ./vm.sh -name 'a machine' &
              for i in {1..300}; do [ -d mnt/machine ] && break; sleep 0.05; done
              cat mnt/machine/type
              kill -TERM $!
              wait $!",
-        );
-        assert_eq!(out.ok().text(), "wrapped\nnone-machine");
-        session.wait_ended(SOON);
-    }
-}
+    );
+    assert_eq!(out.ok().text(), "wrapped\nnone-machine");
+    session.wait_ended(SOON);
+});
 
-#[test]
-fn qemu_keeps_stdin_stdout_and_stderr() {
-    for which in Which::ALL {
-        let session = Session::new();
-        // The human monitor on QEMU's standard input and output.
-        let out = session.run(&format!(
-            "printf 'info status\\nno-such-command\\nquit\\n' |
+each_qemu!(qemu_keeps_stdin_stdout_and_stderr, |which| {
+    let session = Session::new();
+    // The human monitor on QEMU's standard input and output.
+    let out = session.run(&format!(
+        "printf 'info status\\nno-such-command\\nquit\\n' |
              qom-fuse mnt -- {} -monitor stdio",
-            qemu(which)
-        ));
-        let said = String::from_utf8_lossy(&out.ok().stdout).into_owned();
-        assert!(said.contains("VM status: paused"), "{out}");
-        assert!(said.contains("unknown command: 'no-such-command'"), "{out}");
-        session.wait_ended(SOON);
+        qemu(which)
+    ));
+    let said = String::from_utf8_lossy(&out.ok().stdout).into_owned();
+    assert!(said.contains("VM status: paused"), "{out}");
+    assert!(said.contains("unknown command: 'no-such-command'"), "{out}");
+    session.wait_ended(SOON);
 
-        let out = session.run(&format!(
-            "echo a line | qom-fuse mnt -- sh -c 'read line; echo \"[$line]\"; echo noise >&2; exec \"$@\"' sh \
+    let out = session.run(&format!(
+        "echo a line | qom-fuse mnt -- sh -c 'read line; echo \"[$line]\"; echo noise >&2; exec \"$@\"' sh \
              {} -monitor none 9>&1 & \
              for i in {{1..300}}; do [ -d mnt/machine ] && break; sleep 0.05; done
              kill -TERM $(cat pid); wait $!",
-            qemu(which)
-        ));
-        assert_eq!(out.text(), "[a line]");
-        assert!(out.stderr.starts_with("noise\n"), "{out}");
-        session.wait_ended(SOON);
-    }
-}
+        qemu(which)
+    ));
+    assert_eq!(out.text(), "[a line]");
+    assert!(out.stderr.starts_with("noise\n"), "{out}");
+    session.wait_ended(SOON);
+});
 
 #[test]
 fn qemu_keeps_the_terminal() {
@@ -289,26 +277,23 @@ fn qemu_keeps_the_terminal() {
     session.wait_ended(SOON);
 }
 
-#[test]
-fn signals_end_qemu_and_unmount() {
-    for which in Which::ALL {
-        for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-            let machine = pair.qemu();
-            let asked = Instant::now();
-            signal(pair.running.pid() as i32, number);
-            let out = pair.ends();
-            out.ok();
-            assert!(!alive(machine), "QEMU outlived its mount");
-            assert!(
-                asked.elapsed() < Duration::from_secs(3),
-                "it was not asked nicely: {:?}",
-                asked.elapsed()
-            );
-            assert_eq!(out.stderr, "", "{out}");
-        }
+each_qemu!(signals_end_qemu_and_unmount, |which| {
+    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
+        let machine = pair.qemu();
+        let asked = Instant::now();
+        signal(pair.running.pid() as i32, number);
+        let out = pair.ends();
+        out.ok();
+        assert!(!alive(machine), "QEMU outlived its mount");
+        assert!(
+            asked.elapsed() < Duration::from_secs(3),
+            "it was not asked nicely: {:?}",
+            asked.elapsed()
+        );
+        assert_eq!(out.stderr, "", "{out}");
     }
-}
+});
 
 /// What `nohup`, or a shell for what runs in the background, has ignored stays so. QEMU catches both itself.
 #[test]
@@ -325,19 +310,16 @@ fn ignored_signals_stay_ignored() {
     assert!(!alive(machine), "QEMU outlived its mount");
 }
 
-/// As Ctrl-C does: QEMU gets it too.
-#[test]
-fn a_signal_to_the_whole_group_ends_both() {
-    for which in Which::ALL {
-        for number in [libc::SIGINT, libc::SIGTERM] {
-            let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-            let machine = pair.qemu();
-            signal(-(pair.running.pid() as i32), number);
-            pair.ends().ok();
-            assert!(!alive(machine), "QEMU outlived its mount");
-        }
+// As Ctrl-C does: QEMU gets it too.
+each_qemu!(a_signal_to_the_whole_group_ends_both, |which| {
+    for number in [libc::SIGINT, libc::SIGTERM] {
+        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
+        let machine = pair.qemu();
+        signal(-(pair.running.pid() as i32), number);
+        pair.ends().ok();
+        assert!(!alive(machine), "QEMU outlived its mount");
     }
-}
+});
 
 /// One that answers nothing gets SIGTERM, which waits until it goes on, and then SIGKILL.
 #[test]
@@ -384,39 +366,36 @@ fn interrupted_before_it_answers_it_leaves_nothing() {
     assert!(!alive(pid.trim().parse().expect("a number")), "{out}");
 }
 
-#[test]
-fn unmounted_by_hand_qemu_goes_on() {
-    for which in Which::ALL {
-        for lazily in ["", "z"] {
-            let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-            pair.session.run(&format!("fusermount3 -u{lazily} mnt")).ok();
-            std::thread::sleep(Duration::from_millis(500));
-            assert!(
-                !pair.session.pids().is_empty() && alive(pair.qemu()),
-                "they ended with the mount"
-            );
-            let truth = pair.truth();
-            assert!(!truth.list("/").is_empty());
-            truth.execute("quit", Value::Null).expect("quit");
-            pair.ends().ok();
-        }
+each_qemu!(unmounted_by_hand_qemu_goes_on, |which| {
+    for lazily in ["", "z"] {
+        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
+        pair.session.run(&format!("fusermount3 -u{lazily} mnt")).ok();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            !pair.session.pids().is_empty() && alive(pair.qemu()),
+            "they ended with the mount"
+        );
+        let truth = pair.truth();
+        assert!(!truth.list("/").is_empty());
+        truth.execute("quit", Value::Null).expect("quit");
+        pair.ends().ok();
+    }
+    let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
+    pair.session.run("fusermount3 -u mnt").ok();
+    signal(pair.qemu(), libc::SIGKILL);
+    let out = pair.ends();
+    assert_eq!(out.status, 137, "{out}");
+
+    // Also one that comes while the end of the mount is being noticed.
+    for _ in 0..10 {
         let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
         pair.session.run("fusermount3 -u mnt").ok();
-        signal(pair.qemu(), libc::SIGKILL);
-        let out = pair.ends();
-        assert_eq!(out.status, 137, "{out}");
-
-        // Also one that comes while the end of the mount is being noticed.
-        for _ in 0..10 {
-            let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-            pair.session.run("fusermount3 -u mnt").ok();
-            let machine = pair.qemu();
-            signal(pair.running.pid() as i32, libc::SIGINT);
-            pair.ends().ok();
-            assert!(!alive(machine), "a signal still ends it");
-        }
+        let machine = pair.qemu();
+        signal(pair.running.pid() as i32, libc::SIGINT);
+        pair.ends().ok();
+        assert!(!alive(machine), "a signal still ends it");
     }
-}
+});
 
 #[test]
 fn killed_it_leaves_no_dead_mount() {
@@ -431,47 +410,44 @@ fn killed_it_leaves_no_dead_mount() {
     assert_eq!(pair.running.finish(SOON).status, 137);
 }
 
-#[test]
-fn a_qemu_that_goes_to_the_background() {
-    for which in Which::ALL {
+each_qemu!(a_qemu_that_goes_to_the_background, |which| {
+    let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
+    assert_eq!(
+        read_file(pair.session.mnt().join("machine/type")).as_deref(),
+        Ok(b"none-machine\n".as_slice())
+    );
+    let machine = pair.qemu();
+    // It gets to its monitor late: what it was told may not be lost by then.
+    signal(machine, libc::SIGSTOP);
+    signal(pair.running.pid() as i32, libc::SIGTERM);
+    std::thread::sleep(Duration::from_secs(1));
+    signal(machine, libc::SIGCONT);
+    pair.ends().ok();
+    assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
+
+    let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
+    pair.truth().execute("quit", Value::Null).expect("quit");
+    pair.ends().ok();
+
+    // Unmounted by hand, its end is still waited for, and a signal still ends it.
+    for ends_by_signal in [false, true] {
         let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
-        assert_eq!(
-            read_file(pair.session.mnt().join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
         let machine = pair.qemu();
-        // It gets to its monitor late: what it was told may not be lost by then.
-        signal(machine, libc::SIGSTOP);
-        signal(pair.running.pid() as i32, libc::SIGTERM);
-        std::thread::sleep(Duration::from_secs(1));
-        signal(machine, libc::SIGCONT);
+        pair.session.run("fusermount3 -u mnt").ok();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            !pair.session.pids().is_empty() && alive(machine),
+            "they ended with the mount"
+        );
+        if ends_by_signal {
+            signal(pair.running.pid() as i32, libc::SIGTERM);
+        } else {
+            pair.truth().execute("quit", Value::Null).expect("quit");
+        }
         pair.ends().ok();
         assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
-
-        let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
-        pair.truth().execute("quit", Value::Null).expect("quit");
-        pair.ends().ok();
-
-        // Unmounted by hand, its end is still waited for, and a signal still ends it.
-        for ends_by_signal in [false, true] {
-            let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
-            let machine = pair.qemu();
-            pair.session.run("fusermount3 -u mnt").ok();
-            std::thread::sleep(Duration::from_millis(500));
-            assert!(
-                !pair.session.pids().is_empty() && alive(machine),
-                "they ended with the mount"
-            );
-            if ends_by_signal {
-                signal(pair.running.pid() as i32, libc::SIGTERM);
-            } else {
-                pair.truth().execute("quit", Value::Null).expect("quit");
-            }
-            pair.ends().ok();
-            assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
-        }
     }
-}
+});
 
 /// The process that speaks at the monitor is the one to be ended, whatever was started.
 #[test]
@@ -542,25 +518,22 @@ fn a_wrapper_whose_helper_inherits_the_monitor() {
     }
 }
 
-/// A machine that there can be no mount of is ended, wherever it runs.
-#[test]
-fn a_mount_point_that_vanishes_meanwhile() {
-    for which in Which::ALL {
-        for more in ["", "-daemonize"] {
-            let session = Session::new();
-            let out = session.run(&format!(
-                "exec qom-fuse mnt -- sh -c 'rmdir mnt && exec \"$@\"' sh {} {more}",
-                qemu(which)
-            ));
-            assert_eq!(out.status, 1, "{out}");
-            assert!(out.stderr.starts_with("qom-fuse: cannot mount on "), "{out}");
-            session.wait_ended(SOON);
-            let pid = fs::read_to_string(session.dir().join("pid")).unwrap_or_default();
-            let gone = || pid.trim().parse().map_or(true, |pid| !alive(pid));
-            assert!(wait_until(SOON, gone), "QEMU outlived its mount");
-        }
+// A machine that there can be no mount of is ended, wherever it runs.
+each_qemu!(a_mount_point_that_vanishes_meanwhile, |which| {
+    for more in ["", "-daemonize"] {
+        let session = Session::new();
+        let out = session.run(&format!(
+            "exec qom-fuse mnt -- sh -c 'rmdir mnt && exec \"$@\"' sh {} {more}",
+            qemu(which)
+        ));
+        assert_eq!(out.status, 1, "{out}");
+        assert!(out.stderr.starts_with("qom-fuse: cannot mount on "), "{out}");
+        session.wait_ended(SOON);
+        let pid = fs::read_to_string(session.dir().join("pid")).unwrap_or_default();
+        let gone = || pid.trim().parse().map_or(true, |pid| !alive(pid));
+        assert!(wait_until(SOON, gone), "QEMU outlived its mount");
     }
-}
+});
 
 /// QEMU has what it would have without us, and one end of a socket pair.
 #[test]

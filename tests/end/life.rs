@@ -76,51 +76,45 @@ fn a_signal_to_the_whole_group_unmounts() {
     }
 }
 
-#[test]
-fn fusermount_unmounts() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        for foreground in [false, true] {
-            let mount = mount(&qemu, foreground, &[]);
-            mount.unmount();
-            has_ended_well(&mount, foreground);
-        }
-        let mount = mount(&qemu, true, &[]);
-        let point = quote(mount.path());
-        let sitting = sit_in(&mount);
-        let out = sh(&format!("fusermount3 -u {point}"));
-        assert!(out.status != 0 && out.stderr.contains("busy"), "{out}");
-        assert_eq!(
-            read_file(mount.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
-        sh(&format!("fusermount3 -uz {point}")).ok();
-        assert!(!mount.is_mounted());
-        drop(sitting); // the last one to use it
-        has_ended_well(&mount, true);
+each_qemu!(fusermount_unmounts, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    for foreground in [false, true] {
+        let mount = mount(&qemu, foreground, &[]);
+        mount.unmount();
+        has_ended_well(&mount, foreground);
     }
-}
+    let mount = mount(&qemu, true, &[]);
+    let point = quote(mount.path());
+    let sitting = sit_in(&mount);
+    let out = sh(&format!("fusermount3 -u {point}"));
+    assert!(out.status != 0 && out.stderr.contains("busy"), "{out}");
+    assert_eq!(
+        read_file(mount.join("machine/type")).as_deref(),
+        Ok(b"none-machine\n".as_slice())
+    );
+    sh(&format!("fusermount3 -uz {point}")).ok();
+    assert!(!mount.is_mounted());
+    drop(sitting); // the last one to use it
+    has_ended_well(&mount, true);
+});
 
-#[test]
-fn when_qemu_quits_the_mount_goes() {
-    for which in Which::ALL {
-        for (foreground, busy) in SHAPES {
-            let qemu = Qemu::start(which, "none", &[]);
-            let log = qemu.dir().join("mount.log");
-            let mount = mount(&qemu, foreground, &["--log-file", log.to_str().expect("UTF-8")]);
-            let _sitting = busy.then(|| sit_in(&mount));
-            if busy {
-                qemu.kill();
-            } else {
-                qemu.truth().execute("quit", Value::Null).expect("quit");
-            }
-            has_ended_well(&mount, foreground);
-            let said = fs::read_to_string(log).expect("a log");
-            assert!(said.contains("QEMU closed the monitor; unmounting"), "{said}");
-            assert!(said.contains(qemu.socket().to_str().expect("UTF-8")), "{said}");
+each_qemu!(when_qemu_quits_the_mount_goes, |which| {
+    for (foreground, busy) in SHAPES {
+        let qemu = Qemu::start(which, "none", &[]);
+        let log = qemu.dir().join("mount.log");
+        let mount = mount(&qemu, foreground, &["--log-file", log.to_str().expect("UTF-8")]);
+        let _sitting = busy.then(|| sit_in(&mount));
+        if busy {
+            qemu.kill();
+        } else {
+            qemu.truth().execute("quit", Value::Null).expect("quit");
         }
+        has_ended_well(&mount, foreground);
+        let said = fs::read_to_string(log).expect("a log");
+        assert!(said.contains("QEMU closed the monitor; unmounting"), "{said}");
+        assert!(said.contains(qemu.socket().to_str().expect("UTF-8")), "{said}");
     }
-}
+});
 
 #[test]
 fn in_the_foreground_the_log_says_why_on_stderr() {
@@ -163,21 +157,18 @@ fn a_daemon_that_is_killed_while_it_waits_in_the_kernel() {
     }
 }
 
-#[test]
-fn a_killed_daemon_leaves_no_dead_mount() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        for (foreground, busy) in SHAPES {
-            let mount = mount(&qemu, foreground, &[]);
-            let _sitting = busy.then(|| sit_in(&mount));
-            mount.signal(libc::SIGKILL);
-            mount.wait_unmounted(SOON);
-            if foreground {
-                assert_eq!(mount.wait_exit(SOON).signal(), Some(libc::SIGKILL));
-            }
+each_qemu!(a_killed_daemon_leaves_no_dead_mount, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    for (foreground, busy) in SHAPES {
+        let mount = mount(&qemu, foreground, &[]);
+        let _sitting = busy.then(|| sit_in(&mount));
+        mount.signal(libc::SIGKILL);
+        mount.wait_unmounted(SOON);
+        if foreground {
+            assert_eq!(mount.wait_exit(SOON).signal(), Some(libc::SIGKILL));
         }
     }
-}
+});
 
 #[test]
 fn without_its_watchdog_a_mount_serves_and_ends_as_ever() {
@@ -302,29 +293,26 @@ fn mount_and_findmnt_show_it() {
     }
 }
 
-#[test]
-fn the_monitor_is_free_once_the_mount_has_ended() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        for round in 0..10 {
-            let mount = Launch::new()
-                .args(&["-o", "timeout=5"])
-                .socket(qemu.socket())
-                .background();
-            let mount = mount.unwrap_or_else(|out| panic!("round {round}: {out}"));
-            assert_eq!(
-                read_file(mount.join("machine/type")).as_deref(),
-                Ok(b"none-machine\n".as_slice())
-            );
-            mount.unmount();
-        }
+each_qemu!(the_monitor_is_free_once_the_mount_has_ended, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    for round in 0..10 {
+        let mount = Launch::new()
+            .args(&["-o", "timeout=5"])
+            .socket(qemu.socket())
+            .background();
+        let mount = mount.unwrap_or_else(|out| panic!("round {round}: {out}"));
         assert_eq!(
-            fs::read_dir(qemu.dir()).expect("list").count(),
-            3,
-            "two sockets and a log"
+            read_file(mount.join("machine/type")).as_deref(),
+            Ok(b"none-machine\n".as_slice())
         );
+        mount.unmount();
     }
-}
+    assert_eq!(
+        fs::read_dir(qemu.dir()).expect("list").count(),
+        3,
+        "two sockets and a log"
+    );
+});
 
 /// Interrupted before there is a mount, it leaves none, and no process.
 #[test]
@@ -347,28 +335,25 @@ fn a_start_that_is_interrupted_leaves_nothing() {
     }
 }
 
-#[test]
-fn work_leaves_no_descriptor_and_no_thread_behind() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let count = |what: &str| {
-            fs::read_dir(format!("/proc/{}/{what}", mount.pid()))
-                .expect("a running daemon")
-                .count()
-        };
-        let work = format!(
-            "grep -r . {0} 2>&1 | wc -l; ls -lR {0} | wc -l",
-            quote(mount.path())
-        );
-        let lines = sh(&work).ok().text().to_owned();
-        let before = (count("fd"), count("task"));
-        assert_eq!(sh(&work).ok().text().lines().count(), lines.lines().count());
-        let settled = || (count("fd"), count("task")) <= before;
-        assert!(
-            wait_until(SOON, settled),
-            "{before:?}, then {:?}",
-            (count("fd"), count("task"))
-        );
-    }
-}
+each_qemu!(work_leaves_no_descriptor_and_no_thread_behind, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let count = |what: &str| {
+        fs::read_dir(format!("/proc/{}/{what}", mount.pid()))
+            .expect("a running daemon")
+            .count()
+    };
+    let work = format!(
+        "grep -r . {0} 2>&1 | wc -l; ls -lR {0} | wc -l",
+        quote(mount.path())
+    );
+    let lines = sh(&work).ok().text().to_owned();
+    let before = (count("fd"), count("task"));
+    assert_eq!(sh(&work).ok().text().lines().count(), lines.lines().count());
+    let settled = || (count("fd"), count("task")) <= before;
+    assert!(
+        wait_until(SOON, settled),
+        "{before:?}, then {:?}",
+        (count("fd"), count("task"))
+    );
+});

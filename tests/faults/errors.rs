@@ -64,58 +64,55 @@ impl<'a> Failure<'a> {
     }
 }
 
-#[test]
-fn what_qemu_no_longer_has() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start_foreground(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        let add = |kind: &str| {
-            let mut args = json!({ "qom-type": kind, "id": "o" });
-            match kind {
-                "rng-random" => args["filename"] = json!("/dev/null"),
-                _ => args["size"] = json!(65536),
-            }
-            qemu.truth().execute("object-add", args).expect("object-add");
-        };
-        let del = || qemu.truth().execute("object-del", json!({ "id": "o" })).map(drop);
-        // The object: nothing announces that it is gone.
-        add("rng-random");
-        assert!(
-            sh_in(mount.join("objects"), "ls -l o")
-                .ok()
-                .text()
-                .contains("filename")
-        );
-        del().expect("object-del");
-        let failure = Failure::of(&mount, "/objects/o", "filename");
-        assert_eq!(read_file(&failure.file), Err(libc::ENOENT));
-        failure.logs("Device '/objects/o' not found");
-        assert_eq!(lstat(&failure.file).err(), Some(libc::ENOENT));
-        let out = sh_in(mount.join("objects"), "ls o; ls");
-        assert!(
-            out.stderr.contains("No such file"),
-            "{which:?} still listed: {out}"
-        );
-        assert!(!out.lines().contains(&"o"), "{which:?} still listed: {out}");
+each_qemu!(what_qemu_no_longer_has, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start_foreground(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let add = |kind: &str| {
+        let mut args = json!({ "qom-type": kind, "id": "o" });
+        match kind {
+            "rng-random" => args["filename"] = json!("/dev/null"),
+            _ => args["size"] = json!(65536),
+        }
+        qemu.truth().execute("object-add", args).expect("object-add");
+    };
+    let del = || qemu.truth().execute("object-del", json!({ "id": "o" })).map(drop);
+    // The object: nothing announces that it is gone.
+    add("rng-random");
+    assert!(
+        sh_in(mount.join("objects"), "ls -l o")
+            .ok()
+            .text()
+            .contains("filename")
+    );
+    del().expect("object-del");
+    let failure = Failure::of(&mount, "/objects/o", "filename");
+    assert_eq!(read_file(&failure.file), Err(libc::ENOENT));
+    failure.logs("Device '/objects/o' not found");
+    assert_eq!(lstat(&failure.file).err(), Some(libc::ENOENT));
+    let out = sh_in(mount.join("objects"), "ls o; ls");
+    assert!(
+        out.stderr.contains("No such file"),
+        "{which:?} still listed: {out}"
+    );
+    assert!(!out.lines().contains(&"o"), "{which:?} still listed: {out}");
 
-        // A property, as another object has the path now.
-        drop(mount);
-        add("rng-random");
-        let mount = Mount::start_foreground(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        assert!(
-            sh_in(mount.join("objects"), "ls -l o")
-                .ok()
-                .text()
-                .contains("filename")
-        );
-        del().expect("object-del");
-        add("memory-backend-ram");
-        let failure = Failure::of(&mount, "/objects/o", "filename");
-        assert_eq!(read_file(&failure.file), Err(libc::ENOENT));
-        failure.logs("Property 'memory-backend-ram.filename' not found");
-        assert_eq!(lstat(&failure.file).err(), Some(libc::ENOENT));
-    }
-}
+    // A property, as another object has the path now.
+    drop(mount);
+    add("rng-random");
+    let mount = Mount::start_foreground(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    assert!(
+        sh_in(mount.join("objects"), "ls -l o")
+            .ok()
+            .text()
+            .contains("filename")
+    );
+    del().expect("object-del");
+    add("memory-backend-ram");
+    let failure = Failure::of(&mount, "/objects/o", "filename");
+    assert_eq!(read_file(&failure.file), Err(libc::ENOENT));
+    failure.logs("Property 'memory-backend-ram.filename' not found");
+    assert_eq!(lstat(&failure.file).err(), Some(libc::ENOENT));
+});
 
 #[test]
 fn what_cannot_be_read_or_written() {

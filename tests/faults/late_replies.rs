@@ -201,33 +201,30 @@ fn a_write_that_is_stuck_halfway_does_not_put_anything_out_of_step() {
     );
 }
 
-#[test]
-fn a_stopped_qemu_times_out_and_comes_back() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let mount = Mount::start(&qemu.socket(), &["-o", "timeout=0.5"]);
-        let kind = |mount: &Mount| read_file(mount.join("machine/type"));
-        let good = Ok(b"none-machine\n".to_vec());
-        assert_eq!(kind(&mount), good);
-        qemu.stop();
-        assert_eq!(kind(&mount), Err(libc::ETIMEDOUT));
-        let start = Instant::now();
-        assert_eq!(
-            write_file(mount.join("machine/kernel"), b"x"),
-            Err(libc::ETIMEDOUT)
-        );
-        assert!(start.elapsed() < SECOND / 2);
-        qemu.cont();
-        assert!(
-            wait_until(10 * SECOND, || kind(&mount) == good),
-            "it did not come back"
-        );
-        assert_eq!(
-            read_file(mount.join("machine/kernel")).as_deref(),
-            Ok(b"\n".as_slice())
-        );
-        // Stopped for good, it does not keep the mount from being taken away.
-        qemu.stop();
-        mount.unmount();
-    }
-}
+each_qemu!(a_stopped_qemu_times_out_and_comes_back, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let mount = Mount::start(&qemu.socket(), &["-o", "timeout=0.5"]);
+    let kind = |mount: &Mount| read_file(mount.join("machine/type"));
+    let good = Ok(b"none-machine\n".to_vec());
+    assert_eq!(kind(&mount), good);
+    qemu.stop();
+    assert_eq!(kind(&mount), Err(libc::ETIMEDOUT));
+    let start = Instant::now();
+    assert_eq!(
+        write_file(mount.join("machine/kernel"), b"x"),
+        Err(libc::ETIMEDOUT)
+    );
+    assert!(start.elapsed() < SECOND / 2);
+    qemu.cont();
+    assert!(
+        wait_until(10 * SECOND, || kind(&mount) == good),
+        "it did not come back"
+    );
+    assert_eq!(
+        read_file(mount.join("machine/kernel")).as_deref(),
+        Ok(b"\n".as_slice())
+    );
+    // Stopped for good, it does not keep the mount from being taken away.
+    qemu.stop();
+    mount.unmount();
+});

@@ -260,24 +260,21 @@ fn a_proxy_that_breaks_off() {
     drop(server);
 }
 
-#[test]
-fn the_option_does_the_same_for_a_real_qemu() {
-    for which in Which::ALL {
-        let rig = Rig::new(which, &[], &["-o", "no_pipelining"]);
-        walks(&rig.mount);
-        sh(&format!(
-            "echo mine > {0}; grep -qx mine {0}",
-            rig.at("machine/kernel")
-        ))
-        .ok();
-        assert_eq!(rig.qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
-        assert_eq!(
-            (rig.relay.most_in_flight(), rig.relay.overlapping()),
-            (1, Vec::new())
-        );
-        drop(rig);
-        let rig = Rig::new(which, &[], &[]);
-        walks(&rig.mount);
-        assert!(rig.relay.most_in_flight() > 1, "it is no test otherwise");
-    }
-}
+each_qemu!(the_option_does_the_same_for_a_real_qemu, |which| {
+    let rig = Rig::new(which, &[], &["-o", "no_pipelining"]);
+    walks(&rig.mount);
+    sh(&format!(
+        "echo mine > {0}; grep -qx mine {0}",
+        rig.at("machine/kernel")
+    ))
+    .ok();
+    assert_eq!(rig.qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
+    assert_eq!(
+        (rig.relay.most_in_flight(), rig.relay.overlapping()),
+        (1, Vec::new())
+    );
+    drop(rig);
+    let rig = Rig::new(which, &[], &[]);
+    walks(&rig.mount);
+    assert!(rig.relay.most_in_flight() > 1, "it is no test otherwise");
+});

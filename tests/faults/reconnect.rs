@@ -50,66 +50,63 @@ fn ends_well(mount: &Mount) {
     assert!(!mount.log().contains("panicked"), "{}", mount.log());
 }
 
-#[test]
-fn the_same_machine_comes_back() {
-    for which in Which::ALL {
-        let dir = folder();
-        let socket = dir.path().join("vm.sock");
-        let mount = {
-            let qemu = machine(which, "q35", &socket, &["-name", "alice"]);
-            let mount = Mount::start_foreground(&socket, &OPTIONS);
-            assert_eq!(read(&mount, "machine/graphics").as_deref(), Ok("true\n"));
-            sh(&format!("find {} >/dev/null", quote(mount.path()))).ok();
-            qemu.kill();
-            mount
-        };
-        for round in 0..3 {
-            is_cut_off(&mount, "machine/type");
-            let point = quote(mount.path());
-            for command in [
-                "ls",
-                "ls machine",
-                "echo off > machine/graphics",
-                "cat machine/graphics",
-            ] {
-                let start = Instant::now();
-                let out = sh(&format!("cd {point} && {command}"));
-                assert!(
-                    out.status != 0 && out.stderr.contains("Transport endpoint is not connected"),
-                    "{out}"
-                );
-                assert!(
-                    start.elapsed() < 3 * SECOND,
-                    "{command} took {:?}",
-                    start.elapsed()
-                );
-            }
-            assert!(mount.is_mounted());
-            thread::sleep(SECOND * round); // until it seldom tries unasked
-            let qemu = machine(which, "q35", &socket, &["-name", "alice"]);
-            // At the first access, and nothing of what failed meanwhile is done now.
-            assert_eq!(
-                read(&mount, "machine/graphics").as_deref(),
-                Ok("true\n"),
-                "{}",
-                mount.log()
+each_qemu!(the_same_machine_comes_back, |which| {
+    let dir = folder();
+    let socket = dir.path().join("vm.sock");
+    let mount = {
+        let qemu = machine(which, "q35", &socket, &["-name", "alice"]);
+        let mount = Mount::start_foreground(&socket, &OPTIONS);
+        assert_eq!(read(&mount, "machine/graphics").as_deref(), Ok("true\n"));
+        sh(&format!("find {} >/dev/null", quote(mount.path()))).ok();
+        qemu.kill();
+        mount
+    };
+    for round in 0..3 {
+        is_cut_off(&mount, "machine/type");
+        let point = quote(mount.path());
+        for command in [
+            "ls",
+            "ls machine",
+            "echo off > machine/graphics",
+            "cat machine/graphics",
+        ] {
+            let start = Instant::now();
+            let out = sh(&format!("cd {point} && {command}"));
+            assert!(
+                out.status != 0 && out.stderr.contains("Transport endpoint is not connected"),
+                "{out}"
             );
-            assert_eq!(qemu.truth().get("/machine", "graphics"), Ok(json!(true)));
-            write_file(mount.join("machine/graphics"), b"off").expect("a write after all");
-            assert_eq!(qemu.truth().get("/machine", "graphics"), Ok(json!(false)));
-            let again = || mount.log().matches("connected again").count() > round as usize;
-            assert!(wait_until(SOON, again), "{}", mount.log());
-            qemu.kill();
+            assert!(
+                start.elapsed() < 3 * SECOND,
+                "{command} took {:?}",
+                start.elapsed()
+            );
         }
-        let log = mount.log();
-        assert!(
-            !log.contains("another machine") && log.contains("waiting for it to come back"),
-            "{log}"
+        assert!(mount.is_mounted());
+        thread::sleep(SECOND * round); // until it seldom tries unasked
+        let qemu = machine(which, "q35", &socket, &["-name", "alice"]);
+        // At the first access, and nothing of what failed meanwhile is done now.
+        assert_eq!(
+            read(&mount, "machine/graphics").as_deref(),
+            Ok("true\n"),
+            "{}",
+            mount.log()
         );
-        mount.signal(libc::SIGTERM);
-        ends_well(&mount);
+        assert_eq!(qemu.truth().get("/machine", "graphics"), Ok(json!(true)));
+        write_file(mount.join("machine/graphics"), b"off").expect("a write after all");
+        assert_eq!(qemu.truth().get("/machine", "graphics"), Ok(json!(false)));
+        let again = || mount.log().matches("connected again").count() > round as usize;
+        assert!(wait_until(SOON, again), "{}", mount.log());
+        qemu.kill();
     }
-}
+    let log = mount.log();
+    assert!(
+        !log.contains("another machine") && log.contains("waiting for it to come back"),
+        "{log}"
+    );
+    mount.signal(libc::SIGTERM);
+    ends_well(&mount);
+});
 
 #[test]
 fn another_machine_shows_at_once_and_is_said_to_be_another() {
@@ -445,34 +442,31 @@ fn a_machine_that_does_not_say_who_it_is_is_not_another() {
     );
 }
 
-#[test]
-fn a_monitor_that_another_client_took_meanwhile() {
-    for which in Which::ALL {
-        let dir = folder();
-        let socket = dir.path().join("vm.sock");
-        let qemu = machine(which, "none", &socket, &[]);
-        let mount = Mount::start_foreground(&socket, &["-o", "reconnect,timeout=1"]);
-        qemu.kill();
-        is_cut_off(&mount, "machine/type");
-        let mut holder = None;
-        let qemu = machine(which, "none", &dir.path().join("other.sock"), &[]);
-        // The holder is first, for the mount looks for the name only.
-        let relay = dir.path().join("vm.sock");
-        std::fs::remove_file(&relay).expect("remove the old socket");
-        let other = dir.path().join("other.sock");
-        holder.replace(Truth::connect(&other).expect("be the first client"));
-        std::os::unix::fs::symlink(&other, &relay).expect("name the new socket");
-        for _ in 0..3 {
-            assert_eq!(read(&mount, "machine/type"), Err(libc::ENOTCONN));
-        }
-        drop(holder);
-        let back = wait_until(SOON, || {
-            read(&mount, "machine/type").as_deref() == Ok("none-machine\n")
-        });
-        assert!(back, "{}", mount.log());
-        drop(qemu);
+each_qemu!(a_monitor_that_another_client_took_meanwhile, |which| {
+    let dir = folder();
+    let socket = dir.path().join("vm.sock");
+    let qemu = machine(which, "none", &socket, &[]);
+    let mount = Mount::start_foreground(&socket, &["-o", "reconnect,timeout=1"]);
+    qemu.kill();
+    is_cut_off(&mount, "machine/type");
+    let mut holder = None;
+    let qemu = machine(which, "none", &dir.path().join("other.sock"), &[]);
+    // The holder is first, for the mount looks for the name only.
+    let relay = dir.path().join("vm.sock");
+    std::fs::remove_file(&relay).expect("remove the old socket");
+    let other = dir.path().join("other.sock");
+    holder.replace(Truth::connect(&other).expect("be the first client"));
+    std::os::unix::fs::symlink(&other, &relay).expect("name the new socket");
+    for _ in 0..3 {
+        assert_eq!(read(&mount, "machine/type"), Err(libc::ENOTCONN));
     }
-}
+    drop(holder);
+    let back = wait_until(SOON, || {
+        read(&mount, "machine/type").as_deref() == Ok("none-machine\n")
+    });
+    assert!(back, "{}", mount.log());
+    drop(qemu);
+});
 
 /// It must be there at first: a wrong name is to be told, not to be waited for.
 #[test]
@@ -486,65 +480,59 @@ fn a_socket_that_was_never_there_is_an_error() {
     session.wait_ended(SOON);
 }
 
-/// What was opened on one machine never reads or writes the next.
-#[test]
-fn a_descriptor_does_not_outlive_its_machine() {
-    for which in Which::ALL {
-        let dir = folder();
-        let socket = dir.path().join("vm.sock");
-        let qemu = machine(which, "none", &socket, &[]);
-        let mount = Mount::start_foreground(&socket, &OPTIONS);
-        let open = |flags| Held::open(mount.join("machine/append"), flags).expect("open");
-        qemu.truth()
-            .set("/machine", "append", json!("first"))
-            .expect("set");
-        let (writer, both, reader) = (open(libc::O_WRONLY), open(libc::O_RDWR), open(libc::O_RDONLY));
-        assert_eq!(reader.read(3).as_deref(), Ok(b"fir".as_slice()));
-        // One is used while there is no machine: its request would wait for the next one.
-        qemu.kill();
-        is_cut_off(&mount, "machine/type");
-        assert_eq!(writer.write(b"lost"), Err(libc::ENOTCONN));
-        let next = machine(which, "none", &socket, &[]);
-        next.truth()
-            .set("/machine", "append", json!("second"))
-            .expect("set");
-        for round in 0..2 {
-            assert_eq!(writer.write(b"astray"), Err(libc::ESTALE), "{which:?} {round}");
-            assert_eq!(both.write(b"astray"), Err(libc::ESTALE), "{which:?} {round}");
-            assert_eq!(both.read_at(0, 10), Err(libc::ESTALE), "{which:?} {round}");
-            assert_eq!(reader.read_at(0, 10), Err(libc::ESTALE), "{which:?} {round}");
-            assert_eq!(
-                reader.read_at(3, 10).as_deref(),
-                Ok(b"st\n".as_slice()),
-                "still pinned"
-            );
-        }
-        assert_eq!(next.truth().get("/machine", "append"), Ok(json!("second")));
-        assert_eq!(read(&mount, "machine/append").as_deref(), Ok("second\n"));
-        write_file(mount.join("machine/append"), b"third").expect("a new descriptor");
-        assert_eq!(next.truth().get("/machine", "append"), Ok(json!("third")));
-    }
-}
-
-/// The first access after QEMU is back succeeds, be it a write.
-#[test]
-fn the_first_write_to_a_machine_that_is_back() {
-    for which in Which::ALL {
-        let dir = folder();
-        let socket = dir.path().join("vm.sock");
-        let qemu = machine(which, "none", &socket, &[]);
-        let mount = Mount::start_foreground(&socket, &OPTIONS);
-        assert_eq!(read(&mount, "machine/append").as_deref(), Ok("\n"));
-        qemu.kill();
-        is_cut_off(&mount, "machine/type");
-        thread::sleep(4 * SECOND); // until it seldom tries unasked
-        let next = machine(which, "none", &socket, &[]);
+// What was opened on one machine never reads or writes the next.
+each_qemu!(a_descriptor_does_not_outlive_its_machine, |which| {
+    let dir = folder();
+    let socket = dir.path().join("vm.sock");
+    let qemu = machine(which, "none", &socket, &[]);
+    let mount = Mount::start_foreground(&socket, &OPTIONS);
+    let open = |flags| Held::open(mount.join("machine/append"), flags).expect("open");
+    qemu.truth()
+        .set("/machine", "append", json!("first"))
+        .expect("set");
+    let (writer, both, reader) = (open(libc::O_WRONLY), open(libc::O_RDWR), open(libc::O_RDONLY));
+    assert_eq!(reader.read(3).as_deref(), Ok(b"fir".as_slice()));
+    // One is used while there is no machine: its request would wait for the next one.
+    qemu.kill();
+    is_cut_off(&mount, "machine/type");
+    assert_eq!(writer.write(b"lost"), Err(libc::ENOTCONN));
+    let next = machine(which, "none", &socket, &[]);
+    next.truth()
+        .set("/machine", "append", json!("second"))
+        .expect("set");
+    for round in 0..2 {
+        assert_eq!(writer.write(b"astray"), Err(libc::ESTALE), "{which:?} {round}");
+        assert_eq!(both.write(b"astray"), Err(libc::ESTALE), "{which:?} {round}");
+        assert_eq!(both.read_at(0, 10), Err(libc::ESTALE), "{which:?} {round}");
+        assert_eq!(reader.read_at(0, 10), Err(libc::ESTALE), "{which:?} {round}");
         assert_eq!(
-            write_file(mount.join("machine/append"), b"first"),
-            Ok(()),
-            "{}",
-            mount.log()
+            reader.read_at(3, 10).as_deref(),
+            Ok(b"st\n".as_slice()),
+            "still pinned"
         );
-        assert_eq!(next.truth().get("/machine", "append"), Ok(json!("first")));
     }
-}
+    assert_eq!(next.truth().get("/machine", "append"), Ok(json!("second")));
+    assert_eq!(read(&mount, "machine/append").as_deref(), Ok("second\n"));
+    write_file(mount.join("machine/append"), b"third").expect("a new descriptor");
+    assert_eq!(next.truth().get("/machine", "append"), Ok(json!("third")));
+});
+
+// The first access after QEMU is back succeeds, be it a write.
+each_qemu!(the_first_write_to_a_machine_that_is_back, |which| {
+    let dir = folder();
+    let socket = dir.path().join("vm.sock");
+    let qemu = machine(which, "none", &socket, &[]);
+    let mount = Mount::start_foreground(&socket, &OPTIONS);
+    assert_eq!(read(&mount, "machine/append").as_deref(), Ok("\n"));
+    qemu.kill();
+    is_cut_off(&mount, "machine/type");
+    thread::sleep(4 * SECOND); // until it seldom tries unasked
+    let next = machine(which, "none", &socket, &[]);
+    assert_eq!(
+        write_file(mount.join("machine/append"), b"first"),
+        Ok(()),
+        "{}",
+        mount.log()
+    );
+    assert_eq!(next.truth().get("/machine", "append"), Ok(json!("first")));
+});

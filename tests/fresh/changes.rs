@@ -40,75 +40,66 @@ fn wait_gone(mount: &Mount) {
     );
 }
 
-#[test]
-fn the_next_cat_is_never_stale() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        for round in 0..100 {
-            let value = round % 2 == 0;
-            qemu.truth()
-                .set("/machine", "graphics", json!(value))
-                .expect("set");
-            let shown = read_file(mount.join("machine/graphics"));
-            assert_eq!(shown, Ok(format!("{value}\n").into_bytes()), "{which:?} {round}");
-        }
-        for round in 0..100 {
-            let text = "x".repeat(round * 37 % 101); // of changing length
-            qemu.truth().set("/machine", "append", json!(text)).expect("set");
-            let shown = read_file(mount.join("machine/append"));
-            assert_eq!(shown, Ok(format!("{text}\n").into_bytes()), "{which:?} {round}");
-        }
+each_qemu!(the_next_cat_is_never_stale, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    for round in 0..100 {
+        let value = round % 2 == 0;
+        qemu.truth()
+            .set("/machine", "graphics", json!(value))
+            .expect("set");
+        let shown = read_file(mount.join("machine/graphics"));
+        assert_eq!(shown, Ok(format!("{value}\n").into_bytes()), "{which:?} {round}");
     }
-}
+    for round in 0..100 {
+        let text = "x".repeat(round * 37 % 101); // of changing length
+        qemu.truth().set("/machine", "append", json!(text)).expect("set");
+        let shown = read_file(mount.join("machine/append"));
+        assert_eq!(shown, Ok(format!("{text}\n").into_bytes()), "{which:?} {round}");
+    }
+});
 
-#[test]
-fn what_was_added_shows_within_entry_timeout() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let mount = Mount::start(&qemu.socket(), &[]); // one second
-        assert!(!listed(&mount));
-        assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT));
-        assert_eq!(lstat(mount.join("objects/o")).err(), Some(libc::ENOENT));
-        plug(&qemu, "1");
-        let args = json!({ "qom-type": "rng-random", "id": "o" });
-        qemu.truth().execute("object-add", args).expect("object-add");
-        std::thread::sleep(SECOND + SECOND / 20);
-        assert!(lstat(mount.join(TABLET)).is_ok(), "{which:?}: by its path");
-        assert!(lstat(mount.join("objects/o")).is_ok(), "{which:?}: by its path");
-        assert!(listed(&mount), "{which:?}: in the listing");
+each_qemu!(what_was_added_shows_within_entry_timeout, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let mount = Mount::start(&qemu.socket(), &[]); // one second
+    assert!(!listed(&mount));
+    assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT));
+    assert_eq!(lstat(mount.join("objects/o")).err(), Some(libc::ENOENT));
+    plug(&qemu, "1");
+    let args = json!({ "qom-type": "rng-random", "id": "o" });
+    qemu.truth().execute("object-add", args).expect("object-add");
+    std::thread::sleep(SECOND + SECOND / 20);
+    assert!(lstat(mount.join(TABLET)).is_ok(), "{which:?}: by its path");
+    assert!(lstat(mount.join("objects/o")).is_ok(), "{which:?}: by its path");
+    assert!(listed(&mount), "{which:?}: in the listing");
+    assert_eq!(
+        read_file(mount.join(TABLET).join("type")),
+        Ok(b"usb-tablet\n".to_vec())
+    );
+});
+
+each_qemu!(what_was_unplugged_is_gone_with_the_event, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    plug(&qemu, "1");
+    // For a minute, only the event can tell.
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    for file in ["", "type", "serial", "parent_bus"] {
+        lstat(mount.join(TABLET).join(file)).expect("the kernel has it now");
+    }
+    sh_in(mount.path(), "find . >/dev/null").ok();
+    unplug(&qemu);
+    wait_gone(&mount);
+    assert!(!listed(&mount), "{which:?}");
+    for file in ["type", "serial", "parent_bus"] {
         assert_eq!(
-            read_file(mount.join(TABLET).join("type")),
-            Ok(b"usb-tablet\n".to_vec())
+            lstat(mount.join(TABLET).join(file)).err(),
+            Some(libc::ENOENT),
+            "{which:?} {file}"
         );
     }
-}
-
-#[test]
-fn what_was_unplugged_is_gone_with_the_event() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        plug(&qemu, "1");
-        // For a minute, only the event can tell.
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        for file in ["", "type", "serial", "parent_bus"] {
-            lstat(mount.join(TABLET).join(file)).expect("the kernel has it now");
-        }
-        sh_in(mount.path(), "find . >/dev/null").ok();
-        unplug(&qemu);
-        wait_gone(&mount);
-        assert!(!listed(&mount), "{which:?}");
-        for file in ["type", "serial", "parent_bus"] {
-            assert_eq!(
-                lstat(mount.join(TABLET).join(file)).err(),
-                Some(libc::ENOENT),
-                "{which:?} {file}"
-            );
-        }
-        let search = "find . -path '*/peripheral/t' -o -path '*/peripheral/t/*'; ls machine/peripheral/t";
-        assert_eq!(sh_in(mount.path(), search).fails().text(), "", "{which:?}");
-    }
-}
+    let search = "find . -path '*/peripheral/t' -o -path '*/peripheral/t/*'; ls machine/peripheral/t";
+    assert_eq!(sh_in(mount.path(), search).fails().text(), "", "{which:?}");
+});
 
 /// A directory shows what it did when it was opened, but that is nothing to rely on by then.
 /// An open directory goes on to show what it did when it was first read; that gives no name back to the kernel.
@@ -145,100 +136,91 @@ fn an_open_directory_brings_nothing_back() {
     }
 }
 
-#[test]
-fn the_same_id_plugged_again_is_another_one() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        let mut inodes = Vec::new();
-        plug(&qemu, "0");
-        for round in 0..10 {
-            let dir = mount.join(TABLET);
-            let serial = read_file(dir.join("serial"));
-            assert_eq!(serial, Ok(format!("{round}\n").into_bytes()), "{which:?}");
-            for path in [dir.clone(), dir.join("serial"), dir.join("parent_bus")] {
-                inodes.push(lstat(path).expect("stat").st_ino);
-            }
+each_qemu!(the_same_id_plugged_again_is_another_one, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let mut inodes = Vec::new();
+    plug(&qemu, "0");
+    for round in 0..10 {
+        let dir = mount.join(TABLET);
+        let serial = read_file(dir.join("serial"));
+        assert_eq!(serial, Ok(format!("{round}\n").into_bytes()), "{which:?}");
+        for path in [dir.clone(), dir.join("serial"), dir.join("parent_bus")] {
+            inodes.push(lstat(path).expect("stat").st_ino);
+        }
+        unplug(&qemu);
+        std::thread::sleep(SECOND / 5); // nothing looks, so nothing learns that it is not there
+        plug(&qemu, &format!("{}", round + 1));
+    }
+    let all = inodes.len();
+    inodes.sort_unstable();
+    inodes.dedup();
+    assert_eq!(inodes.len(), all, "{which:?}: an inode was used again");
+});
+
+each_qemu!(an_open_file_never_shows_another_object, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    plug(&qemu, "old");
+    let (serial, attached) = (mount.join(TABLET).join("serial"), "attached");
+    let pinned = Held::open(&serial, libc::O_RDONLY).expect("open");
+    let read = Held::open(&serial, libc::O_RDONLY).expect("open");
+    assert_eq!(read.read_at(0, 100), Ok(b"old\n".to_vec()));
+    let written = Held::open(mount.join(TABLET).join(attached), libc::O_RDWR).expect("open");
+    let dir = Held::open(mount.join(TABLET), libc::O_RDONLY).expect("open");
+    for plugged in [false, true] {
+        if plugged {
+            plug(&qemu, "new");
+            let new = || read_file(&serial) == Ok(b"new\n".to_vec());
+            assert!(wait_until(SECOND, new), "{which:?}: plugged again");
+        } else {
             unplug(&qemu);
-            std::thread::sleep(SECOND / 5); // nothing looks, so nothing learns that it is not there
-            plug(&qemu, &format!("{}", round + 1));
+            std::thread::sleep(SECOND / 5);
         }
-        let all = inodes.len();
-        inodes.sort_unstable();
-        inodes.dedup();
-        assert_eq!(inodes.len(), all, "{which:?}: an inode was used again");
+        let allowed = [Ok(b"old\n".to_vec()), Err(libc::ENOENT)];
+        let what = format!("{which:?}, plugged again: {plugged}");
+        for _ in 0..2 {
+            let found = pinned.read_at(0, 100);
+            assert!(allowed.contains(&found), "{what}: {found:?}");
+            let found = read.read_at(0, 100);
+            assert_eq!(found, Err(libc::ENOENT), "{what}: from the start again");
+            let allowed = [Ok(b"ld\n".to_vec()), Err(libc::ENOENT)];
+            let found = read.read_at(1, 100);
+            assert!(allowed.contains(&found), "{what}: {found:?}");
+        }
+        assert_eq!(written.read_at(0, 100), Err(libc::ENOENT), "{what}");
+        assert_eq!(written.write(b"false"), Err(libc::ENOENT), "{what}");
+        let _ = dir.size(); // of a directory that is gone: anything but a hang
     }
-}
+    let still = qemu.truth().get("/machine/peripheral/t", attached);
+    assert_eq!(still, Ok(json!(true)), "{which:?}: the new one was written to");
+});
 
-#[test]
-fn an_open_file_never_shows_another_object() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        plug(&qemu, "old");
-        let (serial, attached) = (mount.join(TABLET).join("serial"), "attached");
-        let pinned = Held::open(&serial, libc::O_RDONLY).expect("open");
-        let read = Held::open(&serial, libc::O_RDONLY).expect("open");
-        assert_eq!(read.read_at(0, 100), Ok(b"old\n".to_vec()));
-        let written = Held::open(mount.join(TABLET).join(attached), libc::O_RDWR).expect("open");
-        let dir = Held::open(mount.join(TABLET), libc::O_RDONLY).expect("open");
-        for plugged in [false, true] {
-            if plugged {
-                plug(&qemu, "new");
-                let new = || read_file(&serial) == Ok(b"new\n".to_vec());
-                assert!(wait_until(SECOND, new), "{which:?}: plugged again");
-            } else {
-                unplug(&qemu);
-                std::thread::sleep(SECOND / 5);
-            }
-            let allowed = [Ok(b"old\n".to_vec()), Err(libc::ENOENT)];
-            let what = format!("{which:?}, plugged again: {plugged}");
-            for _ in 0..2 {
-                let found = pinned.read_at(0, 100);
-                assert!(allowed.contains(&found), "{what}: {found:?}");
-                let found = read.read_at(0, 100);
-                assert_eq!(found, Err(libc::ENOENT), "{what}: from the start again");
-                let allowed = [Ok(b"ld\n".to_vec()), Err(libc::ENOENT)];
-                let found = read.read_at(1, 100);
-                assert!(allowed.contains(&found), "{what}: {found:?}");
-            }
-            assert_eq!(written.read_at(0, 100), Err(libc::ENOENT), "{what}");
-            assert_eq!(written.write(b"false"), Err(libc::ENOENT), "{what}");
-            let _ = dir.size(); // of a directory that is gone: anything but a hang
-        }
-        let still = qemu.truth().get("/machine/peripheral/t", attached);
-        assert_eq!(still, Ok(json!(true)), "{which:?}: the new one was written to");
+each_qemu!(not_even_when_its_name_is_taken_before_it_is_gone, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    plug(&qemu, "0");
+    for round in 0..30 {
+        let serial = mount.join(TABLET).join("serial");
+        let held = Held::open(&serial, libc::O_RDONLY).expect("open");
+        let own = format!("{round}\n").into_bytes();
+        assert_eq!(held.read_at(0, 100), Ok(own), "{which:?} {round}");
+        qemu.truth().device_del("t");
+        plug(&qemu, &format!("{}", round + 1));
+        // QEMU announces the end of an object when its last user lets go of it, which may be
+        // after its name was taken again. It tells all monitors in one go.
+        qemu.truth().wait_event("DEVICE_DELETED", 5 * SECOND);
+        let gone = || held.read_at(0, 100) == Err(libc::ENOENT);
+        assert!(wait_until(SECOND, gone), "{which:?} {round}");
+        assert_eq!(
+            held.read_at(0, 100),
+            Err(libc::ENOENT),
+            "{which:?} {round}: again"
+        );
+        let new = Ok(format!("{}\n", round + 1).into_bytes());
+        assert!(wait_until(SECOND, || read_file(&serial) == new), "{which:?}");
     }
-}
-
-#[test]
-fn not_even_when_its_name_is_taken_before_it_is_gone() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        plug(&qemu, "0");
-        for round in 0..30 {
-            let serial = mount.join(TABLET).join("serial");
-            let held = Held::open(&serial, libc::O_RDONLY).expect("open");
-            let own = format!("{round}\n").into_bytes();
-            assert_eq!(held.read_at(0, 100), Ok(own), "{which:?} {round}");
-            qemu.truth().device_del("t");
-            plug(&qemu, &format!("{}", round + 1));
-            // QEMU announces the end of an object when its last user lets go of it, which may be
-            // after its name was taken again. It tells all monitors in one go.
-            qemu.truth().wait_event("DEVICE_DELETED", 5 * SECOND);
-            let gone = || held.read_at(0, 100) == Err(libc::ENOENT);
-            assert!(wait_until(SECOND, gone), "{which:?} {round}");
-            assert_eq!(
-                held.read_at(0, 100),
-                Err(libc::ENOENT),
-                "{which:?} {round}: again"
-            );
-            let new = Ok(format!("{}\n", round + 1).into_bytes());
-            assert!(wait_until(SECOND, || read_file(&serial) == new), "{which:?}");
-        }
-    }
-}
+});
 
 #[test]
 fn a_reply_behind_the_event_is_another_objects() {
@@ -266,72 +248,66 @@ fn a_reply_behind_the_event_is_another_objects() {
     }
 }
 
-#[test]
-fn a_listing_is_kept_for_entry_timeout() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
-        let find = |mount: &Mount| sh_in(mount.path(), "find . -ls | wc -l").ok().text().to_owned();
-        let first = find(&mount);
+each_qemu!(a_listing_is_kept_for_entry_timeout, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
+    let find = |mount: &Mount| sh_in(mount.path(), "find . -ls | wc -l").ok().text().to_owned();
+    let first = find(&mount);
+    relay.reset();
+    // `find -ls` reads links, so that is left out of the second look.
+    let again = sh_in(
+        mount.path(),
+        "find . | wc -l; find . -type f -size 4096c | wc -l >/dev/null",
+    );
+    assert_eq!(again.ok().text(), first, "{which:?}");
+    assert_eq!(relay.requests(), [""; 0], "{which:?}");
+    drop(mount);
+
+    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=3"]);
+    let count = |_| {
         relay.reset();
-        // `find -ls` reads links, so that is left out of the second look.
-        let again = sh_in(
-            mount.path(),
-            "find . | wc -l; find . -type f -size 4096c | wc -l >/dev/null",
+        sh_in(mount.path(), "find . >/dev/null").ok();
+        relay.count("qom-list") + relay.count("qom-list-get")
+    };
+    let started = Instant::now();
+    let (cold, warm) = (count(1), count(2));
+    if started.elapsed() < 2 * SECOND {
+        assert_eq!(warm, 0, "{which:?}: within the time");
+    }
+    std::thread::sleep(3 * SECOND);
+    let later = count(3);
+    assert!(cold > 100 && later == cold, "{which:?}: {cold}, then {later}");
+});
+
+each_qemu!(a_write_or_a_link_change_drops_its_listing_alone, |which| {
+    let qemu = Qemu::start(which, "q35", &["-object", "memory-backend-ram,id=m2,size=64M"]);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    // What is asked ahead would be seen too: for `ls` of several folders is a walk.
+    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60,no_readahead"]);
+    let lists = |what: &str| {
+        relay.reset();
+        sh_in(mount.path(), "ls machine machine/q35 objects . >/dev/null").ok();
+        let listed: Vec<String> = relay.requests();
+        assert_eq!(relay.count("qom-list"), listed.len(), "{what}: {listed:?}");
+        listed
+    };
+    assert!(lists("first").len() >= 4);
+    assert_eq!(lists("again"), [""; 0], "{which:?}");
+    for change in [
+        "printf off > machine/graphics",
+        "ln -sfn ../objects/m2 machine/memory-backend",
+    ] {
+        sh_in(mount.path(), change).ok();
+        let listed = lists(change);
+        assert_eq!(listed.len(), 1, "{which:?} {change}: {listed:?}");
+        assert!(
+            listed[0].contains(r#""/machine""#),
+            "{which:?} {change}: {listed:?}"
         );
-        assert_eq!(again.ok().text(), first, "{which:?}");
-        assert_eq!(relay.requests(), [""; 0], "{which:?}");
-        drop(mount);
-
-        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=3"]);
-        let count = |_| {
-            relay.reset();
-            sh_in(mount.path(), "find . >/dev/null").ok();
-            relay.count("qom-list") + relay.count("qom-list-get")
-        };
-        let started = Instant::now();
-        let (cold, warm) = (count(1), count(2));
-        if started.elapsed() < 2 * SECOND {
-            assert_eq!(warm, 0, "{which:?}: within the time");
-        }
-        std::thread::sleep(3 * SECOND);
-        let later = count(3);
-        assert!(cold > 100 && later == cold, "{which:?}: {cold}, then {later}");
+        assert_eq!(lists("again"), [""; 0], "{which:?} {change}");
     }
-}
-
-#[test]
-fn a_write_or_a_link_change_drops_its_listing_alone() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &["-object", "memory-backend-ram,id=m2,size=64M"]);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        // What is asked ahead would be seen too: for `ls` of several folders is a walk.
-        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60,no_readahead"]);
-        let lists = |what: &str| {
-            relay.reset();
-            sh_in(mount.path(), "ls machine machine/q35 objects . >/dev/null").ok();
-            let listed: Vec<String> = relay.requests();
-            assert_eq!(relay.count("qom-list"), listed.len(), "{what}: {listed:?}");
-            listed
-        };
-        assert!(lists("first").len() >= 4);
-        assert_eq!(lists("again"), [""; 0], "{which:?}");
-        for change in [
-            "printf off > machine/graphics",
-            "ln -sfn ../objects/m2 machine/memory-backend",
-        ] {
-            sh_in(mount.path(), change).ok();
-            let listed = lists(change);
-            assert_eq!(listed.len(), 1, "{which:?} {change}: {listed:?}");
-            assert!(
-                listed[0].contains(r#""/machine""#),
-                "{which:?} {change}: {listed:?}"
-            );
-            assert_eq!(lists("again"), [""; 0], "{which:?} {change}");
-        }
-    }
-}
+});
 
 /// What a write takes away beside its own property is gone for the kernel too, when its names are looked up again;
 /// what is still there stays as it was.
@@ -372,29 +348,26 @@ fn a_write_that_removes_other_properties() {
     assert!(server.requests().len() <= 3 + 3 + 1, "{:?}", server.requests());
 }
 
-#[test]
-fn without_entry_timeout_everything_shows_at_once() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=0"]);
-        for round in 0..5 {
-            assert!(!listed(&mount));
-            assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT));
-            plug(&qemu, &format!("{round}"));
-            assert!(listed(&mount), "{which:?} {round}");
-            let serial = read_file(mount.join(TABLET).join("serial"));
-            assert_eq!(serial, Ok(format!("{round}\n").into_bytes()), "{which:?} {round}");
-            unplug(&qemu);
-            wait_gone(&mount);
-        }
-        let out = sh_in(
-            mount.path(),
-            "find . | wc -l; readlink machine/memory-backend; cat machine/q35/type",
-        );
-        let lines = out.ok().lines();
-        assert!(lines[0].parse::<usize>().expect("a number") > 1000, "{out}");
-        assert_eq!(lines[1..], ["../objects/pc.ram", "q35-pcihost"]);
-        assert_eq!(write_file(mount.join("machine/graphics"), b"off"), Ok(()));
-        assert_eq!(qemu.truth().get("/machine", "graphics"), Ok(json!(false)));
+each_qemu!(without_entry_timeout_everything_shows_at_once, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=0"]);
+    for round in 0..5 {
+        assert!(!listed(&mount));
+        assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT));
+        plug(&qemu, &format!("{round}"));
+        assert!(listed(&mount), "{which:?} {round}");
+        let serial = read_file(mount.join(TABLET).join("serial"));
+        assert_eq!(serial, Ok(format!("{round}\n").into_bytes()), "{which:?} {round}");
+        unplug(&qemu);
+        wait_gone(&mount);
     }
-}
+    let out = sh_in(
+        mount.path(),
+        "find . | wc -l; readlink machine/memory-backend; cat machine/q35/type",
+    );
+    let lines = out.ok().lines();
+    assert!(lines[0].parse::<usize>().expect("a number") > 1000, "{out}");
+    assert_eq!(lines[1..], ["../objects/pc.ram", "q35-pcihost"]);
+    assert_eq!(write_file(mount.join("machine/graphics"), b"off"), Ok(()));
+    assert_eq!(qemu.truth().get("/machine", "graphics"), Ok(json!(false)));
+});

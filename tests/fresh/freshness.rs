@@ -148,25 +148,22 @@ fn judge(steps: &[Step], seen: &[Seen], history: &[Vec<Truly>], what: &str) {
     assert!(judged >= OBJECTS, "{what}: judged only {judged} values");
 }
 
-#[test]
-fn a_walk_reads_what_was_true_a_moment_ago() {
-    for which in Which::ALL {
-        let (qemu, _) = start(which);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &OPTIONS);
-        let steps = walk(&qemu, &mount);
-        for round in 0..5 {
-            let mut seen = Vec::new();
-            let history = while_changing(&qemu, || seen = act(&steps));
-            judge(&steps, &seen, &history, &format!("{which:?}, round {round}"));
-        }
-        // It was a walk to the mount, or this would prove nothing.
-        match which {
-            Which::Old => assert!(relay.overlapping().iter().any(are_of_one_object)),
-            Which::New => assert!(relay.count("qom-list-get") > 3),
-        }
+each_qemu!(a_walk_reads_what_was_true_a_moment_ago, |which| {
+    let (qemu, _) = start(which);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &OPTIONS);
+    let steps = walk(&qemu, &mount);
+    for round in 0..5 {
+        let mut seen = Vec::new();
+        let history = while_changing(&qemu, || seen = act(&steps));
+        judge(&steps, &seen, &history, &format!("{which:?}, round {round}"));
     }
-}
+    // It was a walk to the mount, or this would prove nothing.
+    match which {
+        Which::Old => assert!(relay.overlapping().iter().any(are_of_one_object)),
+        Which::New => assert!(relay.count("qom-list-get") > 3),
+    }
+});
 
 /// Two values of the same object, each in a request of its own.
 fn are_of_one_object(requests: &(String, String)) -> bool {
@@ -178,35 +175,32 @@ fn are_of_one_object(requests: &(String, String)) -> bool {
     first.is_some() && first == second
 }
 
-#[test]
-fn a_slow_walk_reads_what_was_true_a_moment_ago() {
-    for which in Which::ALL {
-        let (qemu, names) = start(which);
-        let mount = Mount::start(&qemu.socket(), &OPTIONS);
-        for millis in [15, 60, 95, 120] {
-            let mut steps = walk_by_number(&mount, &names, Duration::from_millis(millis));
-            steps.truncate(steps.len() / 3);
-            let mut seen = Vec::new();
-            let history = while_changing(&qemu, || seen = act(&steps));
-            let mut judged = Vec::new();
-            for seen in &seen {
-                if let Some(n) = subject(&steps[seen.step]) {
-                    judged.push((n, seen));
-                }
-            }
-            assert!(judged.len() >= OBJECTS / 3 - 1, "judged only {}", judged.len());
-            for (n, seen) in judged {
-                let truly = history[n].iter().find(|truly| truly.value == seen.number());
-                let truly = truly.expect("one of the values set");
-                assert!(
-                    seen.start.saturating_sub(WINDOW) <= truly.until,
-                    "{which:?}: {} was too old with pauses of {millis} ms",
-                    object(n)
-                );
+each_qemu!(a_slow_walk_reads_what_was_true_a_moment_ago, |which| {
+    let (qemu, names) = start(which);
+    let mount = Mount::start(&qemu.socket(), &OPTIONS);
+    for millis in [15, 60, 95, 120] {
+        let mut steps = walk_by_number(&mount, &names, Duration::from_millis(millis));
+        steps.truncate(steps.len() / 3);
+        let mut seen = Vec::new();
+        let history = while_changing(&qemu, || seen = act(&steps));
+        let mut judged = Vec::new();
+        for seen in &seen {
+            if let Some(n) = subject(&steps[seen.step]) {
+                judged.push((n, seen));
             }
         }
+        assert!(judged.len() >= OBJECTS / 3 - 1, "judged only {}", judged.len());
+        for (n, seen) in judged {
+            let truly = history[n].iter().find(|truly| truly.value == seen.number());
+            let truly = truly.expect("one of the values set");
+            assert!(
+                seen.start.saturating_sub(WINDOW) <= truly.until,
+                "{which:?}: {} was too old with pauses of {millis} ms",
+                object(n)
+            );
+        }
     }
-}
+});
 
 #[test]
 fn a_walk_that_pauses_between_objects_reads_what_was_true_a_moment_ago() {
@@ -236,95 +230,89 @@ fn a_walk_that_pauses_between_objects_reads_what_was_true_a_moment_ago() {
     );
 }
 
-#[test]
-fn nobody_reads_an_older_value_after_a_write() {
-    for which in Which::ALL {
-        let (qemu, names) = start(which);
-        let mount = Mount::start(&qemu.socket(), &OPTIONS);
-        // One process reads an object in order and writes what comes next, which was asked for ahead.
-        let mut steps = Vec::new();
-        let mut expected = Vec::new();
-        for round in 1..=5 {
-            for n in 0..OBJECTS {
-                let folder = mount.join(&object(n));
-                steps.push(Step::new(&folder, Call::List));
-                for name in &names {
-                    let path = folder.join(name);
-                    if name == PROPERTY {
-                        let number = round * 1000 + n as u64;
-                        steps.push(Step::new(&path, Call::Write).data(format!("{number}\n").into_bytes()));
-                        expected.push((steps.len(), number));
-                    }
-                    steps.push(Step::new(&path, Call::Read));
+each_qemu!(nobody_reads_an_older_value_after_a_write, |which| {
+    let (qemu, names) = start(which);
+    let mount = Mount::start(&qemu.socket(), &OPTIONS);
+    // One process reads an object in order and writes what comes next, which was asked for ahead.
+    let mut steps = Vec::new();
+    let mut expected = Vec::new();
+    for round in 1..=5 {
+        for n in 0..OBJECTS {
+            let folder = mount.join(&object(n));
+            steps.push(Step::new(&folder, Call::List));
+            for name in &names {
+                let path = folder.join(name);
+                if name == PROPERTY {
+                    let number = round * 1000 + n as u64;
+                    steps.push(Step::new(&path, Call::Write).data(format!("{number}\n").into_bytes()));
+                    expected.push((steps.len(), number));
                 }
+                steps.push(Step::new(&path, Call::Read));
             }
-        }
-        let seen = act(&steps);
-        for (step, number) in expected {
-            let read = seen
-                .iter()
-                .find(|seen| seen.step == step)
-                .expect("the read after a write");
-            assert_eq!(
-                read.number(),
-                number,
-                "{which:?}: what was read after it was written"
-            );
         }
     }
-}
+    let seen = act(&steps);
+    for (step, number) in expected {
+        let read = seen
+            .iter()
+            .find(|seen| seen.step == step)
+            .expect("the read after a write");
+        assert_eq!(
+            read.number(),
+            number,
+            "{which:?}: what was read after it was written"
+        );
+    }
+});
 
-#[test]
-fn nobody_reads_an_older_value_after_another_ones_write() {
-    for which in Which::ALL {
-        let (qemu, _) = start(which);
-        let mount = Mount::start(&qemu.socket(), &OPTIONS);
-        let mut writes = Vec::new();
-        for number in 0..300 {
-            let path = mount.join(&object(number % OBJECTS)).join(PROPERTY);
-            let data = (number + 1_000_000).to_string().into_bytes();
-            writes.push(Step::new(&path, Call::Write).data(data));
-            writes.push(Step::pause(Duration::from_millis(2)));
-        }
-        let reads = walk(&qemu, &mount);
-        let (mut written, mut seen) = (Vec::new(), Vec::new());
-        let done = AtomicBool::new(false);
-        scope(|scope| {
-            let writer = scope.spawn(|| {
-                let _done = Done(&done);
-                act(&writes)
-            });
-            while !done.load(Ordering::SeqCst) {
-                seen.extend(act(&reads));
-            }
-            written = writer.join().expect("the writer");
+each_qemu!(nobody_reads_an_older_value_after_another_ones_write, |which| {
+    let (qemu, _) = start(which);
+    let mount = Mount::start(&qemu.socket(), &OPTIONS);
+    let mut writes = Vec::new();
+    for number in 0..300 {
+        let path = mount.join(&object(number % OBJECTS)).join(PROPERTY);
+        let data = (number + 1_000_000).to_string().into_bytes();
+        writes.push(Step::new(&path, Call::Write).data(data));
+        writes.push(Step::pause(Duration::from_millis(2)));
+    }
+    let reads = walk(&qemu, &mount);
+    let (mut written, mut seen) = (Vec::new(), Vec::new());
+    let done = AtomicBool::new(false);
+    scope(|scope| {
+        let writer = scope.spawn(|| {
+            let _done = Done(&done);
+            act(&writes)
         });
-        let mut judged = 0;
-        for seen in &seen {
-            let Some(n) = subject(&reads[seen.step]) else {
-                continue;
-            };
-            let before = written
-                .iter()
-                .rfind(|write| subject(&writes[write.step]) == Some(n) && write.end < seen.start);
-            if let Some(before) = before {
-                let number = before.step as u64 / 2 + 1_000_000;
-                assert!(
-                    seen.number() >= number,
-                    "{which:?}: {} was {} after {number} was written",
-                    object(n),
-                    seen.number()
-                );
-                judged += 1;
-            }
+        while !done.load(Ordering::SeqCst) {
+            seen.extend(act(&reads));
         }
-        assert!(judged > 2 * OBJECTS, "{which:?}: judged only {judged} reads");
+        written = writer.join().expect("the writer");
+    });
+    let mut judged = 0;
+    for seen in &seen {
+        let Some(n) = subject(&reads[seen.step]) else {
+            continue;
+        };
+        let before = written
+            .iter()
+            .rfind(|write| subject(&writes[write.step]) == Some(n) && write.end < seen.start);
+        if let Some(before) = before {
+            let number = before.step as u64 / 2 + 1_000_000;
+            assert!(
+                seen.number() >= number,
+                "{which:?}: {} was {} after {number} was written",
+                object(n),
+                seen.number()
+            );
+            judged += 1;
+        }
     }
-}
+    assert!(judged > 2 * OBJECTS, "{which:?}: judged only {judged} reads");
+});
 
-#[test]
-fn single_reads_by_different_processes_are_the_present_answer() {
-    for which in Which::ALL {
+each_qemu!(
+    single_reads_by_different_processes_are_the_present_answer,
+    |which| {
         let (qemu, _) = start(which);
         let relay = Relay::start(qemu.dir(), &qemu.socket());
         let mount = Mount::start(relay.socket(), &OPTIONS);
@@ -361,4 +349,4 @@ fn single_reads_by_different_processes_are_the_present_answer() {
         assert_eq!(relay.count("qom-get"), 39, "{which:?}");
         assert_eq!(relay.count("qom-list-get"), 0, "{which:?}");
     }
-}
+);

@@ -90,63 +90,60 @@ fn ten_seconds_unless_told_otherwise() {
     all_end_in_time(Which::New, &[], 10 * SECOND);
 }
 
-#[test]
-fn a_qemu_that_goes_is_unmounted_within_two_seconds() {
-    for which in Which::ALL {
-        for stopped in [false, true] {
-            let qemu = Qemu::start(which, "none", &[]);
-            let mount = Mount::start_foreground(&qemu.socket(), &["-v"]);
-            let file = mount.join("machine/type");
-            let held = Held::open(&file, libc::O_RDONLY).expect("an open file");
-            assert_eq!(held.read(100).as_deref(), Ok(b"none-machine\n".as_slice()));
-            let writer = Held::open(mount.join("machine/kernel"), libc::O_WRONLY).expect("an open file");
-            let sitting = sh_start(&format!(
-                "cd {}/machine && while sleep 0.05; do cat type >/dev/null || exit 7; done",
-                quote(mount.path())
-            ));
-            let cwd = format!("/proc/{}/cwd", sitting.pid());
-            let inside = || std::fs::read_link(&cwd).is_ok_and(|cwd| cwd.starts_with(mount.path()));
-            assert!(wait_until(10 * SECOND, inside), "nobody sits in the mount");
-            let waiting = stopped.then(|| {
-                qemu.stop();
-                let waiting = sh_start(&format!("cat {}", quote(&file)));
-                std::thread::sleep(SECOND / 5);
-                waiting
-            });
-            let start = Instant::now();
-            qemu.kill();
-            assert!(
-                wait_until(2 * SECOND, || !mount.is_mounted()),
-                "still mounted: {}",
-                mount.log()
-            );
-            // The shell and the open files are still there; what they ask for is not. What is under way when the
-            // program exits, the kernel aborts.
-            let cut = [Err(libc::ENOTCONN), Err(libc::ECONNABORTED)];
-            let read = held.seek(0).and_then(|_| held.read(100)).map(drop);
-            let written = writer.write(b"x").map(drop);
-            assert!(
-                cut.contains(&read) && cut.contains(&written),
-                "{read:?}, {written:?}"
-            );
-            let out = sitting.finish(10 * SECOND);
-            let told = ["not connected", "connection abort"];
-            assert!(
-                out.status == 7 && told.iter().any(|text| out.stderr.contains(text)),
-                "{out}"
-            );
-            if let Some(waiting) = waiting {
-                waiting.finish(10 * SECOND).fails();
-            }
-            assert_eq!(mount.wait_exit(10 * SECOND).code(), Some(0), "{}", mount.log());
-            assert_eq!(held.seek(0).and_then(|_| held.read(100)), Err(libc::ENOTCONN));
-            assert_eq!(writer.write(b"x"), Err(libc::ENOTCONN));
-            assert!(
-                mount.log().contains("QEMU closed the monitor; unmounting"),
-                "{}",
-                mount.log()
-            );
-            eprintln!("{which:?}: {:?}", start.elapsed());
+each_qemu!(a_qemu_that_goes_is_unmounted_within_two_seconds, |which| {
+    for stopped in [false, true] {
+        let qemu = Qemu::start(which, "none", &[]);
+        let mount = Mount::start_foreground(&qemu.socket(), &["-v"]);
+        let file = mount.join("machine/type");
+        let held = Held::open(&file, libc::O_RDONLY).expect("an open file");
+        assert_eq!(held.read(100).as_deref(), Ok(b"none-machine\n".as_slice()));
+        let writer = Held::open(mount.join("machine/kernel"), libc::O_WRONLY).expect("an open file");
+        let sitting = sh_start(&format!(
+            "cd {}/machine && while sleep 0.05; do cat type >/dev/null || exit 7; done",
+            quote(mount.path())
+        ));
+        let cwd = format!("/proc/{}/cwd", sitting.pid());
+        let inside = || std::fs::read_link(&cwd).is_ok_and(|cwd| cwd.starts_with(mount.path()));
+        assert!(wait_until(10 * SECOND, inside), "nobody sits in the mount");
+        let waiting = stopped.then(|| {
+            qemu.stop();
+            let waiting = sh_start(&format!("cat {}", quote(&file)));
+            std::thread::sleep(SECOND / 5);
+            waiting
+        });
+        let start = Instant::now();
+        qemu.kill();
+        assert!(
+            wait_until(2 * SECOND, || !mount.is_mounted()),
+            "still mounted: {}",
+            mount.log()
+        );
+        // The shell and the open files are still there; what they ask for is not. What is under way when the
+        // program exits, the kernel aborts.
+        let cut = [Err(libc::ENOTCONN), Err(libc::ECONNABORTED)];
+        let read = held.seek(0).and_then(|_| held.read(100)).map(drop);
+        let written = writer.write(b"x").map(drop);
+        assert!(
+            cut.contains(&read) && cut.contains(&written),
+            "{read:?}, {written:?}"
+        );
+        let out = sitting.finish(10 * SECOND);
+        let told = ["not connected", "connection abort"];
+        assert!(
+            out.status == 7 && told.iter().any(|text| out.stderr.contains(text)),
+            "{out}"
+        );
+        if let Some(waiting) = waiting {
+            waiting.finish(10 * SECOND).fails();
         }
+        assert_eq!(mount.wait_exit(10 * SECOND).code(), Some(0), "{}", mount.log());
+        assert_eq!(held.seek(0).and_then(|_| held.read(100)), Err(libc::ENOTCONN));
+        assert_eq!(writer.write(b"x"), Err(libc::ENOTCONN));
+        assert!(
+            mount.log().contains("QEMU closed the monitor; unmounting"),
+            "{}",
+            mount.log()
+        );
+        eprintln!("{which:?}: {:?}", start.elapsed());
     }
-}
+});

@@ -24,38 +24,35 @@ fn looked_at(which: Which) -> (Qemu, Mount) {
     (qemu, mount)
 }
 
-/// `object-del` is announced by nothing: the first request that QEMU answers with "Device '/objects/m' not
-/// found" tells that the whole object is gone.
-#[test]
-fn the_object_is_gone_with_the_property_that_was_asked_for() {
-    for which in Which::ALL {
-        for ask in [
-            "cat objects/m/type",
-            "echo 5 > objects/m/size",
-            "cat objects/m/size",
-            "readlink objects/m/nolink || cat objects/m/share",
-        ] {
-            let (qemu, mount) = looked_at(which);
-            qemu.truth()
-                .execute("object-del", json!({ "id": "m" }))
-                .expect("object-del");
-            let out = sh_in(mount.path(), ask);
-            assert!(
-                out.fails().stderr.contains("No such file or directory"),
-                "{which:?} {ask}: {out}"
-            );
-            let listed = sh_in(mount.path(), "ls objects");
-            assert!(!listed.ok().lines().contains(&"m"), "{which:?} {ask}: {listed}");
-            // The kernel is told by another thread.
-            let gone = |path: &str| wait_until(SOON, || lstat(mount.join(path)).err() == Some(libc::ENOENT));
-            assert!(
-                gone("objects/m") && gone("objects/m/type") && gone("objects/m/size"),
-                "{which:?} {ask}"
-            );
-            sh_in(mount.path(), "test -d objects/m").fails();
-        }
+// `object-del` is announced by nothing: the first request that QEMU answers with "Device '/objects/m' not
+// found" tells that the whole object is gone.
+each_qemu!(the_object_is_gone_with_the_property_that_was_asked_for, |which| {
+    for ask in [
+        "cat objects/m/type",
+        "echo 5 > objects/m/size",
+        "cat objects/m/size",
+        "readlink objects/m/nolink || cat objects/m/share",
+    ] {
+        let (qemu, mount) = looked_at(which);
+        qemu.truth()
+            .execute("object-del", json!({ "id": "m" }))
+            .expect("object-del");
+        let out = sh_in(mount.path(), ask);
+        assert!(
+            out.fails().stderr.contains("No such file or directory"),
+            "{which:?} {ask}: {out}"
+        );
+        let listed = sh_in(mount.path(), "ls objects");
+        assert!(!listed.ok().lines().contains(&"m"), "{which:?} {ask}: {listed}");
+        // The kernel is told by another thread.
+        let gone = |path: &str| wait_until(SOON, || lstat(mount.join(path)).err() == Some(libc::ENOENT));
+        assert!(
+            gone("objects/m") && gone("objects/m/type") && gone("objects/m/size"),
+            "{which:?} {ask}"
+        );
+        sh_in(mount.path(), "test -d objects/m").fails();
     }
-}
+});
 
 #[test]
 fn a_property_that_is_gone_takes_nothing_else_along() {

@@ -42,43 +42,40 @@ fn open_mount(qemu: &Qemu, options: &str) -> Mount {
     mount
 }
 
-#[test]
-fn others_are_kept_out_by_default() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        for options in [
-            "rw",
-            "ro",
-            "default_permissions",
-            "umask=000",
-            "uid=65534,gid=65534",
+each_qemu!(others_are_kept_out_by_default, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    for options in [
+        "rw",
+        "ro",
+        "default_permissions",
+        "umask=000",
+        "uid=65534,gid=65534",
+    ] {
+        let mount = open_mount(&qemu, options);
+        let point = quote(mount.path());
+        for command in [
+            "ls",
+            "cat machine/type",
+            "stat machine",
+            "echo x > machine/kernel",
         ] {
-            let mount = open_mount(&qemu, options);
-            let point = quote(mount.path());
-            for command in [
-                "ls",
-                "cat machine/type",
-                "stat machine",
-                "echo x > machine/kernel",
-            ] {
-                refused(&run_as(NOBODY, NOBODY, &format!("cd {point} && {command}")));
-                refused(&run_as(1, 0, &format!("cd {point} && {command}")));
-            }
-            refused(&run_as(NOBODY, NOBODY, &format!("cat {point}/machine/type")));
-            refused(&run_as(
-                NOBODY,
-                NOBODY,
-                &format!("echo x > {point}/machine/kernel"),
-            ));
-            assert_eq!(
-                read_file(mount.join("machine/type")).as_deref(),
-                Ok(b"none-machine\n".as_slice())
-            );
-            mount.unmount();
+            refused(&run_as(NOBODY, NOBODY, &format!("cd {point} && {command}")));
+            refused(&run_as(1, 0, &format!("cd {point} && {command}")));
         }
-        assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("")));
+        refused(&run_as(NOBODY, NOBODY, &format!("cat {point}/machine/type")));
+        refused(&run_as(
+            NOBODY,
+            NOBODY,
+            &format!("echo x > {point}/machine/kernel"),
+        ));
+        assert_eq!(
+            read_file(mount.join("machine/type")).as_deref(),
+            Ok(b"none-machine\n".as_slice())
+        );
+        mount.unmount();
     }
-}
+    assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("")));
+});
 
 /// An ordinary user's mount is closed to root, unless `allow_root` says otherwise and the administrator lets it.
 #[test]
@@ -110,49 +107,46 @@ fn root_is_kept_out_too() {
     user.session.wait_ended(SOON);
 }
 
-#[test]
-fn others_who_are_let_in_read_and_do_not_write() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let mount = open_mount(&qemu, "allow_other");
-        let info = mount.info().expect("a mount");
-        for word in ["allow_other", "default_permissions"] {
-            assert!(
-                info.super_options.split(',').any(|option| option == word),
-                "{info:?}"
-            );
-        }
-        let point = quote(mount.path());
-        let as_other = |command: &str| run_as(NOBODY, NOBODY, &format!("cd {point} && {command}"));
-        assert_eq!(as_other("cat machine/type").ok().text(), "none-machine");
-        as_other("ls -lR && grep -rs . . >/dev/null && getfattr -d machine").ok();
-        for command in [
-            "echo x > machine/kernel",
-            "echo x >> machine/kernel",
-            "true 1<> machine/kernel",
-            "truncate -s 0 machine/kernel",
-        ] {
-            refused(&as_other(command));
-        }
-        for command in [
-            "ln -sfn 'unset:[x]' machine/memory-backend",
-            "rm machine/kernel",
-            "chmod 666 machine/kernel",
-        ] {
-            as_other(command).fails();
-        }
-        assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("")));
-        write_file(mount.join("machine/kernel"), b"mine").expect("the owner writes");
-        assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
-        mount.unmount();
-
-        // Who says so gets a mount that everybody may write to.
-        let mount = open_mount(&qemu, "allow_other,no_default_permissions");
-        let point = quote(mount.path());
-        run_as(NOBODY, NOBODY, &format!("echo theirs > {point}/machine/kernel")).ok();
-        assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("theirs")));
+each_qemu!(others_who_are_let_in_read_and_do_not_write, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let mount = open_mount(&qemu, "allow_other");
+    let info = mount.info().expect("a mount");
+    for word in ["allow_other", "default_permissions"] {
+        assert!(
+            info.super_options.split(',').any(|option| option == word),
+            "{info:?}"
+        );
     }
-}
+    let point = quote(mount.path());
+    let as_other = |command: &str| run_as(NOBODY, NOBODY, &format!("cd {point} && {command}"));
+    assert_eq!(as_other("cat machine/type").ok().text(), "none-machine");
+    as_other("ls -lR && grep -rs . . >/dev/null && getfattr -d machine").ok();
+    for command in [
+        "echo x > machine/kernel",
+        "echo x >> machine/kernel",
+        "true 1<> machine/kernel",
+        "truncate -s 0 machine/kernel",
+    ] {
+        refused(&as_other(command));
+    }
+    for command in [
+        "ln -sfn 'unset:[x]' machine/memory-backend",
+        "rm machine/kernel",
+        "chmod 666 machine/kernel",
+    ] {
+        as_other(command).fails();
+    }
+    assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("")));
+    write_file(mount.join("machine/kernel"), b"mine").expect("the owner writes");
+    assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
+    mount.unmount();
+
+    // Who says so gets a mount that everybody may write to.
+    let mount = open_mount(&qemu, "allow_other,no_default_permissions");
+    let point = quote(mount.path());
+    run_as(NOBODY, NOBODY, &format!("echo theirs > {point}/machine/kernel")).ok();
+    assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("theirs")));
+});
 
 #[track_caller]
 fn shows(mount: &Mount, below: &str) -> (u32, u32, u32) {

@@ -37,49 +37,46 @@ fn fake(session: &Session, name: &str, arguments: &str) -> Background {
     running
 }
 
-#[test]
-fn it_shows_machines_with_name_pid_and_sockets() {
+each_qemu!(it_shows_machines_with_name_pid_and_sockets, |which| {
     let session = Session::new();
-    for which in Which::ALL {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = free.local_addr().expect("its address").port();
-        drop(free);
-        let tcp = format!("tcp:127.0.0.1:{port},server=on,wait=off");
-        let named = Qemu::start(which, "none", &["-name", "web,debug-threads=on", "-qmp", &tcp]);
-        let nameless = Qemu::start(which, "none", &[]);
-        let out = session.run("qom-fuse --list");
-        assert_eq!(out.stderr, "");
-        assert_eq!(
-            out.lines()
-                .first()
-                .map(|line| line.split_whitespace().collect::<Vec<_>>()),
-            Some(vec!["PID", "NAME", "SOCKET"])
-        );
-        let sockets =
-            |qemu: &Qemu| ["qmp.sock", "truth.sock"].map(|name| qemu.dir().join(name).display().to_string());
-        let pid = named.pid().to_string();
-        let [qmp, truth] = sockets(&named);
-        let tcp = format!("tcp:127.0.0.1:{port}");
-        assert_eq!(
-            line_of(&out, named.pid()),
-            [&qmp, &truth, &tcp].map(|socket| words(&[&pid, "web", socket]))
-        );
-        let pid = nameless.pid().to_string();
-        assert_eq!(
-            line_of(&out, nameless.pid()),
-            sockets(&nameless).map(|socket| words(&[&pid, "-", &socket]))
-        );
-        // Each can be taken as it is shown.
-        for socket in [qmp, tcp] {
-            session
-                .run(&format!(
-                    "qom-fuse {socket} mnt && cat mnt/machine/type && fusermount3 -u mnt"
-                ))
-                .ok();
-            session.wait_ended(SOON);
-        }
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = free.local_addr().expect("its address").port();
+    drop(free);
+    let tcp = format!("tcp:127.0.0.1:{port},server=on,wait=off");
+    let named = Qemu::start(which, "none", &["-name", "web,debug-threads=on", "-qmp", &tcp]);
+    let nameless = Qemu::start(which, "none", &[]);
+    let out = session.run("qom-fuse --list");
+    assert_eq!(out.stderr, "");
+    assert_eq!(
+        out.lines()
+            .first()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>()),
+        Some(vec!["PID", "NAME", "SOCKET"])
+    );
+    let sockets =
+        |qemu: &Qemu| ["qmp.sock", "truth.sock"].map(|name| qemu.dir().join(name).display().to_string());
+    let pid = named.pid().to_string();
+    let [qmp, truth] = sockets(&named);
+    let tcp = format!("tcp:127.0.0.1:{port}");
+    assert_eq!(
+        line_of(&out, named.pid()),
+        [&qmp, &truth, &tcp].map(|socket| words(&[&pid, "web", socket]))
+    );
+    let pid = nameless.pid().to_string();
+    assert_eq!(
+        line_of(&out, nameless.pid()),
+        sockets(&nameless).map(|socket| words(&[&pid, "-", &socket]))
+    );
+    // Each can be taken as it is shown.
+    for socket in [qmp, tcp] {
+        session
+            .run(&format!(
+                "qom-fuse {socket} mnt && cat mnt/machine/type && fusermount3 -u mnt"
+            ))
+            .ok();
+        session.wait_ended(SOON);
     }
-}
+});
 
 #[test]
 fn a_relative_path_is_shown_so_that_it_works_from_anywhere() {

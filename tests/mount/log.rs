@@ -33,46 +33,43 @@ fn lines<'a>(log: &'a str, level: &str) -> Vec<&'a str> {
     log.lines().filter_map(|line| line.strip_prefix(&start)).collect()
 }
 
-#[test]
-fn levels() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        for (launch, info, debug) in [
-            (Launch::new(), false, false),
-            (Launch::new().args(&["-v"]), true, false),
-            (Launch::new().args(&["-vv"]), true, true),
-            (Launch::new().env("RUST_LOG", "info"), true, false),
-            (Launch::new().args(&["-vv"]).env("RUST_LOG", "warn"), false, false),
-        ] {
-            let log = log_of(&qemu, launch);
-            let warnings = lines(&log, "warn");
-            assert_eq!(warnings.len(), 1, "{log}");
-            assert!(
-                warnings[0].contains("Invalid parameter type for 'graphics'"),
-                "{log}"
-            );
-            assert_eq!(lines(&log, "error"), Vec::<&str>::new());
-            // One line for the mount, and one for its end.
-            let said = lines(&log, "info");
-            let socket = qemu.socket().display().to_string();
-            assert_eq!(said.len(), if info { 2 } else { 0 }, "{log}");
-            if info {
-                assert!(said[0].starts_with(&format!("{socket} is mounted on ")), "{log}");
-                assert_eq!(said[1], format!("{socket} was unmounted"));
-            }
-            // Each request, with what came of it and how long it took.
-            let requests = lines(&log, "debug");
-            assert_eq!(!requests.is_empty(), debug, "{log}");
-            if debug {
-                let get = requests
-                    .iter()
-                    .find(|line| line.contains("qom-get") && line.contains("type"));
-                let get = get.unwrap_or_else(|| panic!("no qom-get in {log}"));
-                assert!(get.contains(" in ") && get.ends_with('s'), "no time in: {get}");
-            }
+each_qemu!(levels, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    for (launch, info, debug) in [
+        (Launch::new(), false, false),
+        (Launch::new().args(&["-v"]), true, false),
+        (Launch::new().args(&["-vv"]), true, true),
+        (Launch::new().env("RUST_LOG", "info"), true, false),
+        (Launch::new().args(&["-vv"]).env("RUST_LOG", "warn"), false, false),
+    ] {
+        let log = log_of(&qemu, launch);
+        let warnings = lines(&log, "warn");
+        assert_eq!(warnings.len(), 1, "{log}");
+        assert!(
+            warnings[0].contains("Invalid parameter type for 'graphics'"),
+            "{log}"
+        );
+        assert_eq!(lines(&log, "error"), Vec::<&str>::new());
+        // One line for the mount, and one for its end.
+        let said = lines(&log, "info");
+        let socket = qemu.socket().display().to_string();
+        assert_eq!(said.len(), if info { 2 } else { 0 }, "{log}");
+        if info {
+            assert!(said[0].starts_with(&format!("{socket} is mounted on ")), "{log}");
+            assert_eq!(said[1], format!("{socket} was unmounted"));
+        }
+        // Each request, with what came of it and how long it took.
+        let requests = lines(&log, "debug");
+        assert_eq!(!requests.is_empty(), debug, "{log}");
+        if debug {
+            let get = requests
+                .iter()
+                .find(|line| line.contains("qom-get") && line.contains("type"));
+            let get = get.unwrap_or_else(|| panic!("no qom-get in {log}"));
+            assert!(get.contains(" in ") && get.ends_with('s'), "no time in: {get}");
         }
     }
-}
+});
 
 #[test]
 fn a_log_file_is_appended_to_by_both_forms() {

@@ -43,13 +43,11 @@ fn as_root(qemu: &Qemu, script: &str) -> (Session, Out) {
     (session, out)
 }
 
-#[test]
-fn mount_and_umount() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let (session, out) = as_root(
-            &qemu,
-            "mount -t fuse.qom-fuse $sock $PWD/mnt -o ro,allow_other
+each_qemu!(mount_and_umount, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let (session, out) = as_root(
+        &qemu,
+        "mount -t fuse.qom-fuse $sock $PWD/mnt -o ro,allow_other
              findmnt -rn -o FSTYPE,SOURCE,TARGET mnt
              findmnt -rn -o VFS-OPTIONS,FS-OPTIONS mnt
              mount -t fuse.qom-fuse | grep -F \" on $PWD/mnt \"
@@ -58,26 +56,25 @@ fn mount_and_umount() {
              umount mnt
              waited gone; waited ended
              ls -A mnt",
-        );
-        let lines = out.ok().lines();
-        let (socket, point) = (
-            qemu.socket().display().to_string(),
-            session.mnt().display().to_string(),
-        );
-        assert_eq!(lines[0], format!("fuse.qom-fuse {socket} {point}"));
-        let options: Vec<&str> = lines[1].split([',', ' ']).collect();
-        for word in ["ro", "nosuid", "nodev", "allow_other", "default_permissions"] {
-            assert!(options.contains(&word), "{word} is not in {}", lines[1]);
-        }
-        assert!(
-            lines[2].starts_with(&format!("{socket} on {point} type fuse.qom-fuse (ro,")),
-            "{}",
-            lines[2]
-        );
-        assert_eq!(lines[3..], ["none-machine"]);
-        assert!(out.stderr.contains("Read-only file system"), "{out}");
+    );
+    let lines = out.ok().lines();
+    let (socket, point) = (
+        qemu.socket().display().to_string(),
+        session.mnt().display().to_string(),
+    );
+    assert_eq!(lines[0], format!("fuse.qom-fuse {socket} {point}"));
+    let options: Vec<&str> = lines[1].split([',', ' ']).collect();
+    for word in ["ro", "nosuid", "nodev", "allow_other", "default_permissions"] {
+        assert!(options.contains(&word), "{word} is not in {}", lines[1]);
     }
-}
+    assert!(
+        lines[2].starts_with(&format!("{socket} on {point} type fuse.qom-fuse (ro,")),
+        "{}",
+        lines[2]
+    );
+    assert_eq!(lines[3..], ["none-machine"]);
+    assert!(out.stderr.contains("Read-only file system"), "{out}");
+});
 
 /// Started by the system, it has hardly an environment: no PATH and no HOME.
 #[test]
@@ -109,14 +106,12 @@ fn a_mount_that_fails_says_so_to_mount() {
     );
 }
 
-/// Lines as they are written in /etc/fstab.
-#[test]
-fn fstab() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let (_, out) = as_root(
-            &qemu,
-            "words=nofail,x-systemd.automount,x-systemd.requires=vm.service,x-systemd.mount-timeout=20,_netdev
+// Lines as they are written in /etc/fstab.
+each_qemu!(fstab, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let (_, out) = as_root(
+        &qemu,
+        "words=nofail,x-systemd.automount,x-systemd.requires=vm.service,x-systemd.mount-timeout=20,_netdev
              echo \"$sock $PWD/mnt fuse.qom-fuse ro,allow_other,$words 0 0\" > fstab
              echo \"$sock $PWD/other fuse.qom-fuse noauto,user,comment=web 0 0\" >> fstab
              mkdir other
@@ -135,20 +130,19 @@ fn fstab() {
              mount --fstab fstab --all
              umount --all --types fuse.qom-fuse || true
              waited gone; waited ended",
-        );
-        let socket = qemu.socket().display().to_string();
-        assert_eq!(
-            out.ok().lines(),
-            [
-                format!("{socket} fuse.qom-fuse").as_str(),
-                "1",
-                "1",
-                "none-machine"
-            ]
-        );
-        assert_eq!(out.stderr, "");
-    }
-}
+    );
+    let socket = qemu.socket().display().to_string();
+    assert_eq!(
+        out.ok().lines(),
+        [
+            format!("{socket} fuse.qom-fuse").as_str(),
+            "1",
+            "1",
+            "none-machine"
+        ]
+    );
+    assert_eq!(out.stderr, "");
+});
 
 /// `nofail` is for the one who starts all mounts at boot; a machine that is not there is one line of that.
 #[test]

@@ -11,57 +11,54 @@ use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
 
-#[test]
-fn an_ordinary_user_mounts_reads_writes_and_unmounts() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let user = User::new(&qemu);
-        for (options, source, kind) in [
-            ("", "vm.sock", "fuse.qom-fuse"),
-            (
-                "-o fsname='a b\\,c',subtype=qom,noatime,noexec",
-                "a b,c",
-                "fuse.qom",
-            ),
-            ("-o default_permissions", "vm.sock", "fuse.qom-fuse"),
-        ] {
-            let out = user.run(&format!("qom-fuse {options} vm.sock mnt"));
-            assert_eq!((out.ok().text(), out.stderr.as_str()), ("", ""));
-            let info = user.session.info().expect("a mount");
-            assert_eq!((info.source.to_str(), info.kind.as_str()), (Some(source), kind));
-            assert!(
-                info.options.contains("nosuid") && info.options.contains("nodev"),
-                "{info:?}"
-            );
-            assert_eq!(user.run("cat mnt/machine/type").ok().text(), "none-machine");
-            user.run("echo mine > mnt/machine/kernel").ok();
-            assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
-            let shown = user.run("find mnt -printf '%y%m %U %G\\n' | sort -u");
-            let expected = ["d755", "f644", "l777"].map(|shape| format!("{shape} {0} {0}", user.id));
-            assert_eq!(shown.ok().lines(), expected);
-            // Not even root is let in.
-            if user.as_user.is_empty() {
-                assert_eq!(lstat(user.session.mnt()).map(|stat| stat.st_uid), Ok(user.id));
-            } else {
-                assert_eq!(
-                    read_file(user.session.mnt().join("machine/type")),
-                    Err(libc::EACCES)
-                );
-            }
-            user.run("fusermount3 -u mnt").ok();
-            user.session.wait_ended(SOON);
-        }
-        user.run("qom-fuse -o ro vm.sock mnt").ok();
+each_qemu!(an_ordinary_user_mounts_reads_writes_and_unmounts, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let user = User::new(&qemu);
+    for (options, source, kind) in [
+        ("", "vm.sock", "fuse.qom-fuse"),
+        (
+            "-o fsname='a b\\,c',subtype=qom,noatime,noexec",
+            "a b,c",
+            "fuse.qom",
+        ),
+        ("-o default_permissions", "vm.sock", "fuse.qom-fuse"),
+    ] {
+        let out = user.run(&format!("qom-fuse {options} vm.sock mnt"));
+        assert_eq!((out.ok().text(), out.stderr.as_str()), ("", ""));
+        let info = user.session.info().expect("a mount");
+        assert_eq!((info.source.to_str(), info.kind.as_str()), (Some(source), kind));
         assert!(
-            user.run("echo more > mnt/machine/kernel")
-                .stderr
-                .contains("Read-only file system")
+            info.options.contains("nosuid") && info.options.contains("nodev"),
+            "{info:?}"
         );
+        assert_eq!(user.run("cat mnt/machine/type").ok().text(), "none-machine");
+        user.run("echo mine > mnt/machine/kernel").ok();
         assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
+        let shown = user.run("find mnt -printf '%y%m %U %G\\n' | sort -u");
+        let expected = ["d755", "f644", "l777"].map(|shape| format!("{shape} {0} {0}", user.id));
+        assert_eq!(shown.ok().lines(), expected);
+        // Not even root is let in.
+        if user.as_user.is_empty() {
+            assert_eq!(lstat(user.session.mnt()).map(|stat| stat.st_uid), Ok(user.id));
+        } else {
+            assert_eq!(
+                read_file(user.session.mnt().join("machine/type")),
+                Err(libc::EACCES)
+            );
+        }
         user.run("fusermount3 -u mnt").ok();
         user.session.wait_ended(SOON);
     }
-}
+    user.run("qom-fuse -o ro vm.sock mnt").ok();
+    assert!(
+        user.run("echo more > mnt/machine/kernel")
+            .stderr
+            .contains("Read-only file system")
+    );
+    assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
+    user.run("fusermount3 -u mnt").ok();
+    user.session.wait_ended(SOON);
+});
 
 #[test]
 fn an_ordinary_users_mount_ends_in_every_way() {

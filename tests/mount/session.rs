@@ -12,56 +12,53 @@ use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
 
-#[test]
-fn the_session_of_the_design() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let truth = qemu.truth();
-        let session = Session::new();
-        let socket = quote(qemu.socket());
+each_qemu!(the_session_of_the_design, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let truth = qemu.truth();
+    let session = Session::new();
+    let socket = quote(qemu.socket());
 
-        let out = session.run(&format!("QMP_SOCKET={socket} qom-fuse mnt"));
-        assert_eq!((out.ok().text(), out.stderr.as_str()), ("", ""));
-        let mut names: Vec<String> = truth.list("/").into_iter().map(|prop| prop.name).collect();
-        names.sort();
-        assert_eq!(session.run("ls mnt").ok().lines(), names);
-        assert!(
-            ["chardevs", "machine", "objects", "type"]
-                .iter()
-                .all(|name| names.contains(&(*name).to_owned()))
-        );
+    let out = session.run(&format!("QMP_SOCKET={socket} qom-fuse mnt"));
+    assert_eq!((out.ok().text(), out.stderr.as_str()), ("", ""));
+    let mut names: Vec<String> = truth.list("/").into_iter().map(|prop| prop.name).collect();
+    names.sort();
+    assert_eq!(session.run("ls mnt").ok().lines(), names);
+    assert!(
+        ["chardevs", "machine", "objects", "type"]
+            .iter()
+            .all(|name| names.contains(&(*name).to_owned()))
+    );
 
-        let kind = truth
-            .get("/machine/unattached/device[1]", "type")
-            .expect("a type");
-        let out = session.run("cat mnt/machine/unattached/device[1]/type");
-        assert_eq!(out.ok().text(), kind);
+    let kind = truth
+        .get("/machine/unattached/device[1]", "type")
+        .expect("a type");
+    let out = session.run("cat mnt/machine/unattached/device[1]/type");
+    assert_eq!(out.ok().text(), kind);
 
-        let out = session.run("ls -l mnt/machine/memory-backend");
-        let line = out.ok().text();
-        assert!(line.starts_with("lrwxrwxrwx"), "{line}");
-        assert!(
-            line.ends_with(" mnt/machine/memory-backend -> ../objects/pc.ram"),
-            "{line}"
-        );
-        assert_eq!(
-            session.run("cat mnt/machine/memory-backend/size").ok().text(),
-            "67108864"
-        );
+    let out = session.run("ls -l mnt/machine/memory-backend");
+    let line = out.ok().text();
+    assert!(line.starts_with("lrwxrwxrwx"), "{line}");
+    assert!(
+        line.ends_with(" mnt/machine/memory-backend -> ../objects/pc.ram"),
+        "{line}"
+    );
+    assert_eq!(
+        session.run("cat mnt/machine/memory-backend/size").ok().text(),
+        "67108864"
+    );
 
-        assert_eq!(truth.get("/machine", "graphics"), Ok(json!(true)));
-        let out = session.run("echo off > mnt/machine/graphics");
-        assert_eq!(out.ok().stderr, "");
-        assert_eq!(truth.get("/machine", "graphics"), Ok(json!(false)));
-        assert_eq!(session.run("cat mnt/machine/graphics").ok().text(), "false");
+    assert_eq!(truth.get("/machine", "graphics"), Ok(json!(true)));
+    let out = session.run("echo off > mnt/machine/graphics");
+    assert_eq!(out.ok().stderr, "");
+    assert_eq!(truth.get("/machine", "graphics"), Ok(json!(false)));
+    assert_eq!(session.run("cat mnt/machine/graphics").ok().text(), "false");
 
-        let out = session.run("fusermount3 -u mnt");
-        assert_eq!(out.ok().stderr, "");
-        session.wait_ended(SOON);
-        assert_eq!(session.run("ls mnt").ok().text(), "");
-        truth.list("/");
-    }
-}
+    let out = session.run("fusermount3 -u mnt");
+    assert_eq!(out.ok().stderr, "");
+    session.wait_ended(SOON);
+    assert_eq!(session.run("ls mnt").ok().text(), "");
+    truth.list("/");
+});
 
 #[test]
 fn a_session_in_one_script() {
@@ -96,41 +93,38 @@ fn reaches(session: &Session, socket: &str, kind: &str) {
     session.wait_ended(SOON);
 }
 
-#[test]
-fn unix_sockets() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let session = Session::new();
-        let path = qemu.socket();
-        let path = path.to_str().expect("UTF-8");
-        for socket in [
-            path.to_owned(),
-            format!("unix:{path}"),
-            format!("unix:{path},server=on,wait=off"),
-            format!("unix:{path},server,nowait"),
-            format!("{path},server=on,wait=off"),
-            format!("unix:path={path},server=on"),
-        ] {
-            reaches(&session, &socket, "none-machine");
-        }
-        session
-            .run(&format!(
-                "ln -s {} vm.sock; ln -s {} 'a b,c.sock'",
-                quote(path),
-                quote(path)
-            ))
-            .ok();
-        for socket in [
-            "vm.sock",
-            "./vm.sock",
-            "unix:vm.sock",
-            "mnt/../vm.sock",
-            "unix:a b,,c.sock",
-        ] {
-            reaches(&session, socket, "none-machine");
-        }
+each_qemu!(unix_sockets, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let session = Session::new();
+    let path = qemu.socket();
+    let path = path.to_str().expect("UTF-8");
+    for socket in [
+        path.to_owned(),
+        format!("unix:{path}"),
+        format!("unix:{path},server=on,wait=off"),
+        format!("unix:{path},server,nowait"),
+        format!("{path},server=on,wait=off"),
+        format!("unix:path={path},server=on"),
+    ] {
+        reaches(&session, &socket, "none-machine");
     }
-}
+    session
+        .run(&format!(
+            "ln -s {} vm.sock; ln -s {} 'a b,c.sock'",
+            quote(path),
+            quote(path)
+        ))
+        .ok();
+    for socket in [
+        "vm.sock",
+        "./vm.sock",
+        "unix:vm.sock",
+        "mnt/../vm.sock",
+        "unix:a b,,c.sock",
+    ] {
+        reaches(&session, socket, "none-machine");
+    }
+});
 
 #[test]
 fn an_abstract_socket() {
@@ -141,32 +135,29 @@ fn an_abstract_socket() {
     drop(qemu);
 }
 
-#[test]
-fn tcp_addresses() {
-    for which in Which::ALL {
-        let (qemu, port) = (0..20)
-            .find_map(|_| {
-                let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-                let port = free.local_addr().expect("its number").port();
-                drop(free); // another process may take it: then once more
-                let address = format!("tcp:127.0.0.1:{port},server=on,wait=off");
-                Some((Qemu::try_start(which, "none", &["-qmp", &address]).ok()?, port))
-            })
-            .expect("a QEMU that listens on a port");
-        let session = Session::new();
-        for socket in [
-            format!("tcp:127.0.0.1:{port}"),
-            format!("127.0.0.1:{port}"),
-            format!("localhost:{port}"),
-            format!("tcp:localhost:{port}"),
-            format!("tcp:127.0.0.1:{port},server=on,wait=off"),
-            format!("tcp::{port},server,nowait"),
-        ] {
-            reaches(&session, &socket, "none-machine");
-        }
-        drop(qemu);
+each_qemu!(tcp_addresses, |which| {
+    let (qemu, port) = (0..20)
+        .find_map(|_| {
+            let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let port = free.local_addr().expect("its number").port();
+            drop(free); // another process may take it: then once more
+            let address = format!("tcp:127.0.0.1:{port},server=on,wait=off");
+            Some((Qemu::try_start(which, "none", &["-qmp", &address]).ok()?, port))
+        })
+        .expect("a QEMU that listens on a port");
+    let session = Session::new();
+    for socket in [
+        format!("tcp:127.0.0.1:{port}"),
+        format!("127.0.0.1:{port}"),
+        format!("localhost:{port}"),
+        format!("tcp:localhost:{port}"),
+        format!("tcp:127.0.0.1:{port},server=on,wait=off"),
+        format!("tcp::{port},server,nowait"),
+    ] {
+        reaches(&session, &socket, "none-machine");
     }
-}
+    drop(qemu);
+});
 
 #[test]
 fn an_inherited_descriptor() {
@@ -288,57 +279,54 @@ fn mount_points_as_they_are_typed() {
     session.wait_ended(SOON);
 }
 
-/// A socket's address has room for 107 bytes.
-#[test]
-fn a_socket_in_a_deep_folder() {
-    for which in Which::ALL {
-        let session = Session::new();
-        let deep = session.dir().join("d".repeat(200)).join("e".repeat(100));
-        std::fs::create_dir_all(&deep).expect("make deep folders");
-        let start = || {
-            let qemu = session.start(&format!(
-                "cd {} && exec {} -M none -display none -nodefaults -S -qmp unix:q.sock,server=on,wait=off",
-                quote(&deep),
-                quote(which.binary())
-            ));
-            assert!(wait_until(SOON, || deep.join("q.sock").exists()), "no QEMU");
-            qemu
-        };
-        let mut qemu = start();
-        let absolute = deep.join("q.sock").display().to_string();
-        for socket in ["q.sock", "unix:q.sock", &absolute] {
-            for options in ["", "-o reconnect"] {
-                let point = quote(session.mnt());
-                let mount = format!("cd {} && qom-fuse {options} {socket} {point}", quote(&deep));
-                session.run(&mount).ok();
-                let read = || session.run("cat mnt/machine/type");
-                assert_eq!(read().ok().text(), "none-machine", "{socket}");
-                if !options.is_empty() {
-                    // Meanwhile it works in the root folder.
-                    harness::proc::signal(qemu.pid() as i32, libc::SIGKILL);
-                    qemu.finish(SOON);
-                    std::fs::remove_file(deep.join("q.sock")).ok(); // QEMU may have
-                    assert!(wait_until(SOON, || read().status != 0));
-                    qemu = start();
-                    assert!(wait_until(SOON, || read().status == 0), "{socket}: {}", read());
-                }
-                session.run("fusermount3 -u mnt").ok();
-                session.wait_ended(SOON);
-            }
-        }
-        let missing = session.run(&format!(
-            "cd {} && qom-fuse missing.sock {}",
+// A socket's address has room for 107 bytes.
+each_qemu!(a_socket_in_a_deep_folder, |which| {
+    let session = Session::new();
+    let deep = session.dir().join("d".repeat(200)).join("e".repeat(100));
+    std::fs::create_dir_all(&deep).expect("make deep folders");
+    let start = || {
+        let qemu = session.start(&format!(
+            "cd {} && exec {} -M none -display none -nodefaults -S -qmp unix:q.sock,server=on,wait=off",
             quote(&deep),
-            quote(session.mnt())
+            quote(which.binary())
         ));
-        assert!(
-            missing.status == 1 && missing.stderr.contains("is QEMU running"),
-            "{missing}"
-        );
-        harness::proc::signal(qemu.pid() as i32, libc::SIGKILL);
-        qemu.finish(SOON);
+        assert!(wait_until(SOON, || deep.join("q.sock").exists()), "no QEMU");
+        qemu
+    };
+    let mut qemu = start();
+    let absolute = deep.join("q.sock").display().to_string();
+    for socket in ["q.sock", "unix:q.sock", &absolute] {
+        for options in ["", "-o reconnect"] {
+            let point = quote(session.mnt());
+            let mount = format!("cd {} && qom-fuse {options} {socket} {point}", quote(&deep));
+            session.run(&mount).ok();
+            let read = || session.run("cat mnt/machine/type");
+            assert_eq!(read().ok().text(), "none-machine", "{socket}");
+            if !options.is_empty() {
+                // Meanwhile it works in the root folder.
+                harness::proc::signal(qemu.pid() as i32, libc::SIGKILL);
+                qemu.finish(SOON);
+                std::fs::remove_file(deep.join("q.sock")).ok(); // QEMU may have
+                assert!(wait_until(SOON, || read().status != 0));
+                qemu = start();
+                assert!(wait_until(SOON, || read().status == 0), "{socket}: {}", read());
+            }
+            session.run("fusermount3 -u mnt").ok();
+            session.wait_ended(SOON);
+        }
     }
-}
+    let missing = session.run(&format!(
+        "cd {} && qom-fuse missing.sock {}",
+        quote(&deep),
+        quote(session.mnt())
+    ));
+    assert!(
+        missing.status == 1 && missing.stderr.contains("is QEMU running"),
+        "{missing}"
+    );
+    harness::proc::signal(qemu.pid() as i32, libc::SIGKILL);
+    qemu.finish(SOON);
+});
 
 #[test]
 fn a_socket_in_a_deep_folder_without_proc() {

@@ -10,20 +10,17 @@ use harness::*;
 
 const SOON: Duration = Duration::from_secs(10);
 
-#[test]
-fn when_it_returns_ls_works_at_once() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let session = Session::new();
-        let script = format!(
-            "set -e; for i in {{1..10}}; do qom-fuse {} mnt; ls mnt | grep -x machine; fusermount3 -u mnt; done",
-            quote(qemu.socket())
-        );
-        let out = session.run(&script);
-        assert_eq!((out.ok().lines().len(), out.stderr.as_str()), (10, ""));
-        session.wait_ended(SOON);
-    }
-}
+each_qemu!(when_it_returns_ls_works_at_once, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let session = Session::new();
+    let script = format!(
+        "set -e; for i in {{1..10}}; do qom-fuse {} mnt; ls mnt | grep -x machine; fusermount3 -u mnt; done",
+        quote(qemu.socket())
+    );
+    let out = session.run(&script);
+    assert_eq!((out.ok().lines().len(), out.stderr.as_str()), (10, ""));
+    session.wait_ended(SOON);
+});
 
 #[test]
 fn when_it_returns_it_holds_nothing_of_the_caller() {

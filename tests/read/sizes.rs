@@ -38,101 +38,86 @@ fn values(qemu: &Qemu, path: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-#[test]
-fn unread_files_show_4096_and_read_ones_their_length() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let out = sh_in(mount.path(), "find . -type f -printf '%s\\n' | sort | uniq -c");
-        let (count, size) = out.ok().text().trim().split_once(' ').expect("one line");
-        assert_eq!(size, "4096");
-        assert!(count.parse::<usize>().expect("a number") > 900, "{out}");
+each_qemu!(unread_files_show_4096_and_read_ones_their_length, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let out = sh_in(mount.path(), "find . -type f -printf '%s\\n' | sort | uniq -c");
+    let (count, size) = out.ok().text().trim().split_once(' ').expect("one line");
+    assert_eq!(size, "4096");
+    assert!(count.parse::<usize>().expect("a number") > 900, "{out}");
 
-        let file = mount.join("machine/type");
-        let text = read_file(&file).expect("read");
-        assert_eq!(lstat(&file).expect("stat").st_size, text.len() as i64);
+    let file = mount.join("machine/type");
+    let text = read_file(&file).expect("read");
+    assert_eq!(lstat(&file).expect("stat").st_size, text.len() as i64);
+    assert_eq!(
+        lstat(mount.join("machine/append")).expect("stat").st_size,
+        4096,
+        "its neighbour"
+    );
+});
+
+each_qemu!(a_link_is_as_long_as_its_target, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    for link in ["memory-backend", "confidential-guest-support"] {
+        let target = qemu.truth().get("/machine", link).expect("a link");
+        let expected = link_text("/machine", link, target.as_str().expect("a path"));
+        let path = mount.join("machine").join(link);
         assert_eq!(
-            lstat(mount.join("machine/append")).expect("stat").st_size,
-            4096,
-            "its neighbour"
+            child::read_link(&path),
+            Ok(expected.clone().into_bytes()),
+            "{link}"
+        );
+        assert_eq!(
+            lstat(&path).expect("stat").st_size,
+            expected.len() as i64,
+            "{link}"
         );
     }
-}
+});
 
-#[test]
-fn a_link_is_as_long_as_its_target() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        for link in ["memory-backend", "confidential-guest-support"] {
-            let target = qemu.truth().get("/machine", link).expect("a link");
-            let expected = link_text("/machine", link, target.as_str().expect("a path"));
-            let path = mount.join("machine").join(link);
-            assert_eq!(
-                child::read_link(&path),
-                Ok(expected.clone().into_bytes()),
-                "{link}"
-            );
-            assert_eq!(
-                lstat(&path).expect("stat").st_size,
-                expected.len() as i64,
-                "{link}"
-            );
+each_qemu!(fstat_after_open_is_exact_for_every_property, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    for object in ["/machine", "/machine/peripheral/x"] {
+        let values = values(&qemu, object);
+        assert!(values.len() > 15, "{object}: {values:?}");
+        for (name, text) in values {
+            let file = mount.join(object).join(&name);
+            let held = Held::open(file, libc::O_RDONLY).expect("open");
+            assert_eq!(held.size(), Ok(text.len()), "{object} {name}");
+            assert_eq!(held.read(ALL), Ok(text.into_bytes()), "{object} {name}");
         }
     }
-}
+});
 
-#[test]
-fn fstat_after_open_is_exact_for_every_property() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        for object in ["/machine", "/machine/peripheral/x"] {
-            let values = values(&qemu, object);
-            assert!(values.len() > 15, "{object}: {values:?}");
-            for (name, text) in values {
-                let file = mount.join(object).join(&name);
-                let held = Held::open(file, libc::O_RDONLY).expect("open");
-                assert_eq!(held.size(), Ok(text.len()), "{object} {name}");
-                assert_eq!(held.read(ALL), Ok(text.into_bytes()), "{object} {name}");
-            }
-        }
+each_qemu!(fstat_follows_the_value_from_open_to_open, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    // The kernel may keep attributes for a minute, and must not.
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    for length in [0, 5, 4095, 4096, 10_000, 1, 70_000, 2] {
+        let text = append(&qemu, length);
+        let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
+        assert_eq!(held.size(), Ok(text.len()), "{length}");
+        assert_eq!(held.read(ALL), Ok(text), "{length}");
     }
-}
+});
 
-#[test]
-fn fstat_follows_the_value_from_open_to_open() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        // The kernel may keep attributes for a minute, and must not.
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        for length in [0, 5, 4095, 4096, 10_000, 1, 70_000, 2] {
-            let text = append(&qemu, length);
-            let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
-            assert_eq!(held.size(), Ok(text.len()), "{length}");
-            assert_eq!(held.read(ALL), Ok(text), "{length}");
+each_qemu!(alternating_opens_each_read_their_own_value, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let mut before: Option<(Held, Vec<u8>)> = None;
+    for round in 0..20 {
+        let text = append(&qemu, if round % 2 == 0 { 9000 + round } else { round });
+        let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
+        assert_eq!(held.size(), Ok(text.len()), "{round}");
+        if let Some((old, old_text)) = before {
+            assert_eq!(old.read(ALL), Ok(old_text), "{round}: the earlier open");
         }
+        assert_eq!(held.size(), Ok(text.len()), "{round}: after the other read");
+        before = Some((held, text));
     }
-}
-
-#[test]
-fn alternating_opens_each_read_their_own_value() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
-        let mut before: Option<(Held, Vec<u8>)> = None;
-        for round in 0..20 {
-            let text = append(&qemu, if round % 2 == 0 { 9000 + round } else { round });
-            let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
-            assert_eq!(held.size(), Ok(text.len()), "{round}");
-            if let Some((old, old_text)) = before {
-                assert_eq!(old.read(ALL), Ok(old_text), "{round}: the earlier open");
-            }
-            assert_eq!(held.size(), Ok(text.len()), "{round}: after the other read");
-            before = Some((held, text));
-        }
-    }
-}
+});
 
 /// A walk that reads what it lists is told lengths with the listing; not of what somebody else has open.
 #[test]
@@ -159,60 +144,54 @@ fn a_listing_leaves_the_size_of_an_open_file_alone() {
     assert!(told, "no length came with a listing");
 }
 
-#[test]
-fn reading_again_from_the_start_fetches_anew_with_its_size() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let first = append(&qemu, 30);
-        let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
-        let second = append(&qemu, 5000);
-        assert_eq!(held.read_at(0, 10), Ok(first[..10].to_vec()));
-        let rest = held.read_at(10, 4096);
-        assert_eq!(rest, Ok(first[10..].to_vec()), "pieces of one value");
-        assert_eq!(held.read_at(0, ALL), Ok(second.clone()), "from the start again");
-        assert_eq!(held.size(), Ok(second.len()));
-        assert_eq!(held.read_at(4000, 4096), Ok(second[4000..].to_vec()));
-        assert_eq!(held.read_at(6000, 10), Ok(Vec::new()), "beyond the end");
-    }
-}
+each_qemu!(reading_again_from_the_start_fetches_anew_with_its_size, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let first = append(&qemu, 30);
+    let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
+    let second = append(&qemu, 5000);
+    assert_eq!(held.read_at(0, 10), Ok(first[..10].to_vec()));
+    let rest = held.read_at(10, 4096);
+    assert_eq!(rest, Ok(first[10..].to_vec()), "pieces of one value");
+    assert_eq!(held.read_at(0, ALL), Ok(second.clone()), "from the start again");
+    assert_eq!(held.size(), Ok(second.len()));
+    assert_eq!(held.read_at(4000, 4096), Ok(second[4000..].to_vec()));
+    assert_eq!(held.read_at(6000, 10), Ok(Vec::new()), "beyond the end");
+});
 
-#[test]
-fn tools_that_look_at_one_file_are_exact() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        append(&qemu, 5000);
-        let values = values(&qemu, "/machine");
-        assert!(values.len() > 15, "{values:?}");
-        let plain = tempfile::tempdir().expect("a folder");
-        for (name, text) in &values {
-            std::fs::write(plain.path().join(name), text).expect("write a file to compare with");
-        }
-        // The same commands on plain files of the same contents. The first of each round sees a file never read before.
-        for command in [
-            "wc -c",
-            "tail -c 3",
-            "tail -c +2",
-            "head -c 2",
-            "head -c -1",
-            "md5sum",
-            "tac",
-        ] {
-            let each = format!("for f in {}; do {command} $f; done", names(&values));
-            let expected = sh_in(plain.path(), &each);
-            let mount = Mount::start(&qemu.socket(), &[]);
-            for round in ["first", "again"] {
-                let found = sh_in(mount.join("machine"), &each);
-                assert_eq!(found.stderr, "", "{command}");
-                assert_eq!(
-                    found.ok().text(),
-                    expected.ok().text(),
-                    "{which:?} {command} {round}"
-                );
-            }
+each_qemu!(tools_that_look_at_one_file_are_exact, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    append(&qemu, 5000);
+    let values = values(&qemu, "/machine");
+    assert!(values.len() > 15, "{values:?}");
+    let plain = tempfile::tempdir().expect("a folder");
+    for (name, text) in &values {
+        std::fs::write(plain.path().join(name), text).expect("write a file to compare with");
+    }
+    // The same commands on plain files of the same contents. The first of each round sees a file never read before.
+    for command in [
+        "wc -c",
+        "tail -c 3",
+        "tail -c +2",
+        "head -c 2",
+        "head -c -1",
+        "md5sum",
+        "tac",
+    ] {
+        let each = format!("for f in {}; do {command} $f; done", names(&values));
+        let expected = sh_in(plain.path(), &each);
+        let mount = Mount::start(&qemu.socket(), &[]);
+        for round in ["first", "again"] {
+            let found = sh_in(mount.join("machine"), &each);
+            assert_eq!(found.stderr, "", "{command}");
+            assert_eq!(
+                found.ok().text(),
+                expected.ok().text(),
+                "{which:?} {command} {round}"
+            );
         }
     }
-}
+});
 
 fn names(values: &BTreeMap<String, String>) -> String {
     let words: Vec<String> = values.keys().map(quote).collect();
@@ -233,54 +212,51 @@ fn copying(command: &str, from: &Path, copy: &Path) -> String {
         .replace("COPY", &quote(copy))
 }
 
-#[test]
-fn copies_of_a_readable_part_are_exact_and_silent() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let told = Told::ask(qemu.truth());
-        assert!(
-            !told
-                .unreadable()
-                .iter()
-                .any(|path| path.starts_with("machine/q35"))
-        );
-        for (tool, command) in COPIERS {
-            let mount = Mount::start(&qemu.socket(), &[]);
-            let from = mount.join("machine/q35");
-            let dir = tempfile::tempdir().expect("a folder");
-            let copy = dir.path().join("copy");
-            let silent = |command| {
-                let out = sh(&copying(command, &from, &copy));
-                assert!(
-                    out.ok().stderr.is_empty() && out.stdout.is_empty(),
-                    "{tool}: {out}"
-                );
-            };
+each_qemu!(copies_of_a_readable_part_are_exact_and_silent, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let told = Told::ask(qemu.truth());
+    assert!(
+        !told
+            .unreadable()
+            .iter()
+            .any(|path| path.starts_with("machine/q35"))
+    );
+    for (tool, command) in COPIERS {
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let from = mount.join("machine/q35");
+        let dir = tempfile::tempdir().expect("a folder");
+        let copy = dir.path().join("copy");
+        let silent = |command| {
+            let out = sh(&copying(command, &from, &copy));
+            assert!(
+                out.ok().stderr.is_empty() && out.stdout.is_empty(),
+                "{tool}: {out}"
+            );
+        };
+        silent(command);
+        silent("diff -r --no-dereference FROM COPY");
+        if tool == "rsync" {
             silent(command);
             silent("diff -r --no-dereference FROM COPY");
-            if tool == "rsync" {
-                silent(command);
-                silent("diff -r --no-dereference FROM COPY");
-                let again = sh(&copying("rsync -ai FROM/ COPY/", &from, &copy));
-                assert_eq!(again.ok().text(), "", "nothing to do");
-            }
-            let part = Told {
-                props: (told.props.iter())
-                    .filter_map(|((path, name), said)| {
-                        let path = path.strip_prefix("/machine/q35")?;
-                        Some(((format!("/{path}"), name.clone()), said.clone()))
-                    })
-                    .filter(|(_, said)| !said.kind.starts_with("link<")) // diff has compared those
-                    .collect(),
-            };
-            let mut found = Copy::of(&copy, BTreeMap::new());
-            found.found.retain(|_, one| !matches!(one, Found::Link(_)));
-            let compared = found.compare(&part, qemu.truth());
-            assert_eq!(compared.differences, [""; 0], "{which:?} {tool}");
-            assert!(compared.values > 100, "{compared:?}");
+            let again = sh(&copying("rsync -ai FROM/ COPY/", &from, &copy));
+            assert_eq!(again.ok().text(), "", "nothing to do");
         }
+        let part = Told {
+            props: (told.props.iter())
+                .filter_map(|((path, name), said)| {
+                    let path = path.strip_prefix("/machine/q35")?;
+                    Some(((format!("/{path}"), name.clone()), said.clone()))
+                })
+                .filter(|(_, said)| !said.kind.starts_with("link<")) // diff has compared those
+                .collect(),
+        };
+        let mut found = Copy::of(&copy, BTreeMap::new());
+        found.found.retain(|_, one| !matches!(one, Found::Link(_)));
+        let compared = found.compare(&part, qemu.truth());
+        assert_eq!(compared.differences, [""; 0], "{which:?} {tool}");
+        assert!(compared.values > 100, "{compared:?}");
     }
-}
+});
 
 /// The places that a tool complains about, from lines such as `cp: cannot open 'MNT/a/b' for reading: Permission denied`.
 fn complaints(out: &Out, mount: &Path) -> BTreeMap<String, String> {
@@ -297,120 +273,111 @@ fn complaints(out: &Out, mount: &Path) -> BTreeMap<String, String> {
     lines.map(|line| place(line).expect(line)).collect()
 }
 
-#[test]
-fn copies_of_a_whole_machine_lack_only_what_qemu_refuses() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        // tar is what every machine type is compared with.
-        for (tool, command) in COPIERS.into_iter().filter(|(tool, _)| *tool != "tar") {
-            let mount = Mount::start(&qemu.socket(), &[]);
-            let told = Told::ask(qemu.truth()); // with the mount's own monitor connected
-            let refused = told.unreadable();
-            assert!(!refused.is_empty());
-            let dir = tempfile::tempdir().expect("a folder");
-            let copy = dir.path().join("copy");
-            let out = sh(&copying(command, mount.path(), &copy));
-            let complaints = complaints(out.fails(), mount.path());
-            assert_eq!(
-                complaints.keys().cloned().collect::<BTreeSet<_>>(),
-                refused,
-                "{tool}"
-            );
-            let compared = Copy::of(&copy, complaints).compare(&told, qemu.truth());
-            assert_eq!(compared.differences, [""; 0], "{which:?} {tool}");
+each_qemu!(copies_of_a_whole_machine_lack_only_what_qemu_refuses, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    // tar is what every machine type is compared with.
+    for (tool, command) in COPIERS.into_iter().filter(|(tool, _)| *tool != "tar") {
+        let mount = Mount::start(&qemu.socket(), &[]);
+        let told = Told::ask(qemu.truth()); // with the mount's own monitor connected
+        let refused = told.unreadable();
+        assert!(!refused.is_empty());
+        let dir = tempfile::tempdir().expect("a folder");
+        let copy = dir.path().join("copy");
+        let out = sh(&copying(command, mount.path(), &copy));
+        let complaints = complaints(out.fails(), mount.path());
+        assert_eq!(
+            complaints.keys().cloned().collect::<BTreeSet<_>>(),
+            refused,
+            "{tool}"
+        );
+        let compared = Copy::of(&copy, complaints).compare(&told, qemu.truth());
+        assert_eq!(compared.differences, [""; 0], "{which:?} {tool}");
 
-            let diff = sh(&copying(
-                "diff -r --no-dereference FROM COPY",
-                mount.path(),
-                &copy,
-            ));
-            for line in diff.fails().lines() {
-                let clock = line.starts_with("diff ") && CLOCKS.iter().any(|clock| line.ends_with(clock));
-                let tick = line.starts_with(['<', '>', '-', '1']);
-                let missing = refused.iter().any(|place| {
-                    let (dir, name) = place.rsplit_once('/').unwrap_or_default();
-                    line == format!("Only in {}: {name}", mount.join(dir).display())
-                });
-                assert!(clock || tick || missing, "{tool}: {line}");
-            }
-            assert_eq!(diff.stderr, "", "{tool}");
+        let diff = sh(&copying(
+            "diff -r --no-dereference FROM COPY",
+            mount.path(),
+            &copy,
+        ));
+        for line in diff.fails().lines() {
+            let clock = line.starts_with("diff ") && CLOCKS.iter().any(|clock| line.ends_with(clock));
+            let tick = line.starts_with(['<', '>', '-', '1']);
+            let missing = refused.iter().any(|place| {
+                let (dir, name) = place.rsplit_once('/').unwrap_or_default();
+                line == format!("Only in {}: {name}", mount.join(dir).display())
+            });
+            assert!(clock || tick || missing, "{tool}: {line}");
         }
+        assert_eq!(diff.stderr, "", "{tool}");
     }
-}
+});
 
-#[test]
-fn listing_never_reads_a_value() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let told = Told::ask(qemu.truth());
-        let links: BTreeSet<(String, String)> = (told.props.iter())
-            .filter(|(_, said)| said.kind.starts_with("link<"))
-            .map(|(place, _)| place.clone())
-            .collect();
-        for (command, reads_links) in [
-            ("ls -lR .", true),
-            ("ls -l machine machine/q35", true),
-            ("ls -FR --color=always .", true),
-            ("find .", false),
-            ("find . -size +1k -o -name 'type' -o -perm 777", false),
-            ("find . -empty -o -newer . -o -links 2 -o -user nobody", false),
-            ("du -a .", false),
-            ("stat machine/* machine/type", true),
-            (
-                "test -f machine/type -a -r machine/type -a -w machine/type",
-                false,
-            ),
-        ] {
-            let mount = Mount::start(relay.socket(), &[]);
-            relay.reset();
-            let out = sh_in(mount.path(), command);
-            assert_eq!(out.ok().stderr, "", "{command}");
-            for request in relay.requests() {
-                let request: Value = serde_json::from_str(&request).expect("a request");
-                let text = |key: &str| request["arguments"][key].as_str().unwrap_or_default().to_owned();
-                match request["execute"].as_str() {
-                    Some("qom-list") => {}
-                    Some("qom-get") if reads_links => {
-                        assert!(
-                            links.contains(&(text("path"), text("property"))),
-                            "{command}: {request}"
-                        );
-                    }
-                    _ => panic!("{which:?} {command}: {request}"),
-                }
-            }
-            assert!(relay.count("qom-list") >= 2, "{command} lists");
-            if command == "ls -lR ." {
-                assert_eq!(relay.count("qom-get"), links.len(), "each link once");
-            }
-            mount.unmount();
-        }
-    }
-}
-
-#[test]
-fn each_tool_asks_for_a_value_once() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
+each_qemu!(listing_never_reads_a_value, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let told = Told::ask(qemu.truth());
+    let links: BTreeSet<(String, String)> = (told.props.iter())
+        .filter(|(_, said)| said.kind.starts_with("link<"))
+        .map(|(place, _)| place.clone())
+        .collect();
+    for (command, reads_links) in [
+        ("ls -lR .", true),
+        ("ls -l machine machine/q35", true),
+        ("ls -FR --color=always .", true),
+        ("find .", false),
+        ("find . -size +1k -o -name 'type' -o -perm 777", false),
+        ("find . -empty -o -newer . -o -links 2 -o -user nobody", false),
+        ("du -a .", false),
+        ("stat machine/* machine/type", true),
+        (
+            "test -f machine/type -a -r machine/type -a -w machine/type",
+            false,
+        ),
+    ] {
         let mount = Mount::start(relay.socket(), &[]);
-        append(&qemu, 300_000); // more than one read
-        for command in [
-            "cat",
-            "wc -c",
-            "tail -c 5",
-            "head -c 5",
-            "md5sum",
-            "grep -c x",
-            "cat",
-            "cat",
-        ] {
-            std::thread::sleep(Duration::from_millis(150)); // it is no walk
-            relay.reset();
-            sh_in(mount.join("machine"), &format!("{command} append >/dev/null")).ok();
-            assert_eq!(relay.count("qom-get"), 1, "{which:?} {command}");
-            assert_eq!(relay.count("qom-list-get"), 0, "{which:?} {command}");
+        relay.reset();
+        let out = sh_in(mount.path(), command);
+        assert_eq!(out.ok().stderr, "", "{command}");
+        for request in relay.requests() {
+            let request: Value = serde_json::from_str(&request).expect("a request");
+            let text = |key: &str| request["arguments"][key].as_str().unwrap_or_default().to_owned();
+            match request["execute"].as_str() {
+                Some("qom-list") => {}
+                Some("qom-get") if reads_links => {
+                    assert!(
+                        links.contains(&(text("path"), text("property"))),
+                        "{command}: {request}"
+                    );
+                }
+                _ => panic!("{which:?} {command}: {request}"),
+            }
         }
+        assert!(relay.count("qom-list") >= 2, "{command} lists");
+        if command == "ls -lR ." {
+            assert_eq!(relay.count("qom-get"), links.len(), "each link once");
+        }
+        mount.unmount();
     }
-}
+});
+
+each_qemu!(each_tool_asks_for_a_value_once, |which| {
+    let qemu = Qemu::start(which, "q35", &[]);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &[]);
+    append(&qemu, 300_000); // more than one read
+    for command in [
+        "cat",
+        "wc -c",
+        "tail -c 5",
+        "head -c 5",
+        "md5sum",
+        "grep -c x",
+        "cat",
+        "cat",
+    ] {
+        std::thread::sleep(Duration::from_millis(150)); // it is no walk
+        relay.reset();
+        sh_in(mount.join("machine"), &format!("{command} append >/dev/null")).ok();
+        assert_eq!(relay.count("qom-get"), 1, "{which:?} {command}");
+        assert_eq!(relay.count("qom-list-get"), 0, "{which:?} {command}");
+    }
+});

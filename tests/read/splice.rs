@@ -78,47 +78,43 @@ fn every_reader_of_a_new_qemu_gets_the_whole_value() {
     every_length(Which::New);
 }
 
-#[test]
-fn a_value_just_written_is_read_whole() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let (flag, text) = (
-            quote(mount.join("machine/dump-guest-core")),
-            quote(mount.join("machine/append")),
-        );
-        for reader in readers(&flag) {
-            for (word, shown) in [("off", "false"), ("on", "true"), ("off", "false")] {
-                let out = sh_in(qemu.dir(), &format!("echo {word} > {flag}; {reader}"));
-                assert_eq!(out.ok().text(), shown, "{which:?} {reader}");
-            }
-        }
-        for reader in readers(&text) {
-            for command in [
-                "truncate -s 0",
-                "echo >",
-                "echo longer than before >>",
-                "printf x | dd of=",
-            ] {
-                let write = match command.strip_suffix('=') {
-                    Some(_) => format!("{command}{text} status=none"),
-                    None => format!("{command} {text}"),
-                };
-                let out = sh_in(qemu.dir(), &format!("{write}; {reader}"));
-                let now = qemu.truth().get("/machine", "append").expect("a string");
-                assert_eq!(
-                    out.ok().text(),
-                    now.as_str().expect("a string"),
-                    "{which:?} {write}; {reader}"
-                );
-            }
+each_qemu!(a_value_just_written_is_read_whole, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let (flag, text) = (
+        quote(mount.join("machine/dump-guest-core")),
+        quote(mount.join("machine/append")),
+    );
+    for reader in readers(&flag) {
+        for (word, shown) in [("off", "false"), ("on", "true"), ("off", "false")] {
+            let out = sh_in(qemu.dir(), &format!("echo {word} > {flag}; {reader}"));
+            assert_eq!(out.ok().text(), shown, "{which:?} {reader}");
         }
     }
-}
+    for reader in readers(&text) {
+        for command in [
+            "truncate -s 0",
+            "echo >",
+            "echo longer than before >>",
+            "printf x | dd of=",
+        ] {
+            let write = match command.strip_suffix('=') {
+                Some(_) => format!("{command}{text} status=none"),
+                None => format!("{command} {text}"),
+            };
+            let out = sh_in(qemu.dir(), &format!("{write}; {reader}"));
+            let now = qemu.truth().get("/machine", "append").expect("a string");
+            assert_eq!(
+                out.ok().text(),
+                now.as_str().expect("a string"),
+                "{which:?} {write}; {reader}"
+            );
+        }
+    }
+});
 
-/// Somebody who opens a property while it is written learns nothing that makes the next reader stop early.
-#[test]
-fn readers_during_a_write_do_not_spoil_the_next() {
+// Somebody who opens a property while it is written learns nothing that makes the next reader stop early.
+each_qemu!(readers_during_a_write_do_not_spoil_the_next, |which| {
     let script = "import mmap, os, sys, time
 file, going = sys.argv[1], mmap.mmap(-1, 1)
 def read():
@@ -143,40 +139,35 @@ for round in range(150):
     for child in children: os.waitpid(child, 0)
     for again in range(2):
         if read() != b'false\\n': print(round, again, read())";
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let flag = quote(mount.join("machine/dump-guest-core"));
-        let out = sh(&format!("python3 -c {} {flag}", quote(script)));
-        assert_eq!(out.ok().text(), "", "{which:?}");
-    }
-}
+    let qemu = Qemu::start(which, "none", &[]);
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let flag = quote(mount.join("machine/dump-guest-core"));
+    let out = sh(&format!("python3 -c {} {flag}", quote(script)));
+    assert_eq!(out.ok().text(), "", "{which:?}");
+});
 
-/// A walk costs no request more, and each reader one `qom-get`.
-#[test]
-fn it_takes_no_further_request() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
-        let file = quote(mount.join("machine/append"));
-        sh(&format!("stat {file}")).ok();
-        for reader in readers(&file) {
-            qemu.truth()
-                .set("/machine", "append", json!("x".repeat(10_000)))
-                .expect("set a string");
-            relay.reset();
-            sh_in(qemu.dir(), &reader).ok();
-            // uutils' cp reads it a second time, from the start.
-            let most = if reader.contains("coreutils/cp") { 2 } else { 1 };
-            let asked = relay.requests();
-            assert!(
-                asked.len() <= most && relay.count("qom-get") == asked.len(),
-                "{which:?} {reader}: {asked:?}"
-            );
-        }
+// A walk costs no request more, and each reader one `qom-get`.
+each_qemu!(it_takes_no_further_request, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
+    let file = quote(mount.join("machine/append"));
+    sh(&format!("stat {file}")).ok();
+    for reader in readers(&file) {
+        qemu.truth()
+            .set("/machine", "append", json!("x".repeat(10_000)))
+            .expect("set a string");
+        relay.reset();
+        sh_in(qemu.dir(), &reader).ok();
+        // uutils' cp reads it a second time, from the start.
+        let most = if reader.contains("coreutils/cp") { 2 } else { 1 };
+        let asked = relay.requests();
+        assert!(
+            asked.len() <= most && relay.count("qom-get") == asked.len(),
+            "{which:?} {reader}: {asked:?}"
+        );
     }
-}
+});
 
 /// The kernel waits for a READ while it is told of a length: many who open and many who read one file at once,
 /// with a value that changes each time and a slow QEMU, do not hold each other up.

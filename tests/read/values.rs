@@ -206,113 +206,106 @@ fn values_of_20_mb_are_read_exactly() {
     assert_eq!(server.clients(), 1);
 }
 
-#[test]
-fn writing_back_leaves_a_machine_as_it_was() {
-    for which in Which::ALL {
-        let args = [
-            "-device",
-            "qemu-xhci,id=x",
-            "-object",
-            "memory-backend-ram,id=m2,size=1M",
-        ];
-        let qemu = Qemu::start(which, "q35", &args);
-        let truth = qemu.truth();
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let (mut taken, mut refused) = (0, 0);
-        for path in [
-            "/machine",
-            "/machine/peripheral/x",
-            "/objects/m2",
-            "/machine/q35/mch",
-        ] {
-            for prop in truth.list(path) {
-                let skipped = prop.is_child() || prop.is_link() || CLOCKS.contains(&&*prop.name);
-                let (false, Ok(before)) = (skipped, truth.get(path, &prop.name)) else {
-                    continue;
-                };
-                let file = mount.join(path).join(&prop.name);
-                let text = read_file(&file).expect("read");
-                assert_eq!(text, text_of(&before).into_bytes(), "{path} {}", prop.name);
-                match write_file(&file, &text) {
-                    Ok(()) => taken += 1,
-                    Err(libc::EACCES | libc::EINVAL | libc::EBUSY) => refused += 1,
-                    Err(errno) => panic!("{which:?} {path} {}: errno {errno}", prop.name),
-                }
-                assert_eq!(
-                    truth.get(path, &prop.name),
-                    Ok(before),
-                    "{which:?} {path} {}",
-                    prop.name
-                );
-            }
-        }
-        assert!(
-            taken > 30 && refused > 20,
-            "{which:?}: {taken} taken, {refused} refused"
-        );
-    }
-}
-
-#[test]
-fn declared_types_that_do_not_tell_the_json_type() {
-    for which in Which::ALL {
-        let args = ["-object", "memory-backend-ram,id=m2,size=1M"];
-        let qemu = Qemu::start(which, "q35", &args);
-        let truth = qemu.truth();
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let set =
-            |path: &str, name: &str, text: &str| write_file(mount.join(path).join(name), text.as_bytes());
-        let declared = |path: &str, name: &str| {
-            let props = truth.list(path).into_iter();
-            props
-                .filter(|prop| prop.name == name)
-                .map(|prop| prop.kind)
-                .collect::<String>()
-        };
-        // An int that holds a list.
-        assert_eq!(declared("/objects/m2", "host-nodes"), "int");
-        assert_eq!(truth.get("/objects/m2", "host-nodes"), Ok(json!([])));
-        assert_eq!(
-            read_file(mount.join("objects/m2/host-nodes")),
-            Ok(b"[]\n".to_vec())
-        );
-        // Enums and structs.
-        for (name, text, value) in [
-            ("acpi", "off", json!("off")),
-            ("acpi", "auto\n", json!("auto")),
-            (
-                "boot",
-                r#"{"order": "d", "menu": true}"#,
-                json!({ "order": "d", "menu": true }),
-            ),
-            ("graphics", "off", json!(false)),
-            ("graphics", "1", json!(true)),
-            ("append", "17", json!("17")),
-            ("append", "true", json!("true")),
-            ("append", r#"{"a":1}"#, json!(r#"{"a":1}"#)),
-            ("max-ram-below-4g", "0x40000000", json!(0x4000_0000)),
-        ] {
-            let result = set("machine", name, text);
-            let now = truth.get("/machine", name).expect("a value");
-            assert_eq!(result, Ok(()), "{name} {text}");
-            assert_eq!(now, value, "{name} {text}");
-        }
-        // Every mismatch that there is in the whole machine shows as what it is.
-        let mut odd = 0;
-        for ((path, name), said) in mirror::Told::ask(truth).props {
-            let Some(Ok(value)) = said.value else { continue };
-            let is_odd = match said.kind.as_str() {
-                "bool" => !value.is_boolean(),
-                "str" | "string" => !value.is_string(),
-                kind if kind.contains("int") => !value.is_number(),
-                _ => false,
+each_qemu!(writing_back_leaves_a_machine_as_it_was, |which| {
+    let args = [
+        "-device",
+        "qemu-xhci,id=x",
+        "-object",
+        "memory-backend-ram,id=m2,size=1M",
+    ];
+    let qemu = Qemu::start(which, "q35", &args);
+    let truth = qemu.truth();
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let (mut taken, mut refused) = (0, 0);
+    for path in [
+        "/machine",
+        "/machine/peripheral/x",
+        "/objects/m2",
+        "/machine/q35/mch",
+    ] {
+        for prop in truth.list(path) {
+            let skipped = prop.is_child() || prop.is_link() || CLOCKS.contains(&&*prop.name);
+            let (false, Ok(before)) = (skipped, truth.get(path, &prop.name)) else {
+                continue;
             };
-            if is_odd {
-                odd += 1;
-                let shown = read_file(mount.join(&mirror::below(&path, &name)));
-                assert_eq!(shown, Ok(text_of(&value).into_bytes()), "{path} {name}");
+            let file = mount.join(path).join(&prop.name);
+            let text = read_file(&file).expect("read");
+            assert_eq!(text, text_of(&before).into_bytes(), "{path} {}", prop.name);
+            match write_file(&file, &text) {
+                Ok(()) => taken += 1,
+                Err(libc::EACCES | libc::EINVAL | libc::EBUSY) => refused += 1,
+                Err(errno) => panic!("{which:?} {path} {}: errno {errno}", prop.name),
             }
+            assert_eq!(
+                truth.get(path, &prop.name),
+                Ok(before),
+                "{which:?} {path} {}",
+                prop.name
+            );
         }
-        assert!(odd > 0, "{odd}");
     }
-}
+    assert!(
+        taken > 30 && refused > 20,
+        "{which:?}: {taken} taken, {refused} refused"
+    );
+});
+
+each_qemu!(declared_types_that_do_not_tell_the_json_type, |which| {
+    let args = ["-object", "memory-backend-ram,id=m2,size=1M"];
+    let qemu = Qemu::start(which, "q35", &args);
+    let truth = qemu.truth();
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let set = |path: &str, name: &str, text: &str| write_file(mount.join(path).join(name), text.as_bytes());
+    let declared = |path: &str, name: &str| {
+        let props = truth.list(path).into_iter();
+        props
+            .filter(|prop| prop.name == name)
+            .map(|prop| prop.kind)
+            .collect::<String>()
+    };
+    // An int that holds a list.
+    assert_eq!(declared("/objects/m2", "host-nodes"), "int");
+    assert_eq!(truth.get("/objects/m2", "host-nodes"), Ok(json!([])));
+    assert_eq!(
+        read_file(mount.join("objects/m2/host-nodes")),
+        Ok(b"[]\n".to_vec())
+    );
+    // Enums and structs.
+    for (name, text, value) in [
+        ("acpi", "off", json!("off")),
+        ("acpi", "auto\n", json!("auto")),
+        (
+            "boot",
+            r#"{"order": "d", "menu": true}"#,
+            json!({ "order": "d", "menu": true }),
+        ),
+        ("graphics", "off", json!(false)),
+        ("graphics", "1", json!(true)),
+        ("append", "17", json!("17")),
+        ("append", "true", json!("true")),
+        ("append", r#"{"a":1}"#, json!(r#"{"a":1}"#)),
+        ("max-ram-below-4g", "0x40000000", json!(0x4000_0000)),
+    ] {
+        let result = set("machine", name, text);
+        let now = truth.get("/machine", name).expect("a value");
+        assert_eq!(result, Ok(()), "{name} {text}");
+        assert_eq!(now, value, "{name} {text}");
+    }
+    // Every mismatch that there is in the whole machine shows as what it is.
+    let mut odd = 0;
+    for ((path, name), said) in mirror::Told::ask(truth).props {
+        let Some(Ok(value)) = said.value else { continue };
+        let is_odd = match said.kind.as_str() {
+            "bool" => !value.is_boolean(),
+            "str" | "string" => !value.is_string(),
+            kind if kind.contains("int") => !value.is_number(),
+            _ => false,
+        };
+        if is_odd {
+            odd += 1;
+            let shown = read_file(mount.join(&mirror::below(&path, &name)));
+            assert_eq!(shown, Ok(text_of(&value).into_bytes()), "{path} {name}");
+        }
+    }
+    assert!(odd > 0, "{odd}");
+});

@@ -54,49 +54,46 @@ fn length(value: &Value) -> u64 {
     text.len() as u64 + 1
 }
 
-#[test]
-fn a_listing_for_a_reader_shows_how_long_the_values_are() {
+each_qemu!(a_listing_for_a_reader_shows_how_long_the_values_are, |which| {
     let threads: Vec<String> = (0..4).map(|n| format!("iothread,id=t{n}")).collect();
     let machine: Vec<&str> = threads.iter().flat_map(|thread| ["-object", thread]).collect();
-    for which in Which::ALL {
-        let mut wrong = Vec::new();
-        for _ in 0..TRIES {
-            let rig = Rig::new(which, &machine, &[]);
-            let truth = rig.qemu.truth();
-            let step = |path: &str, doing| Step::new(&rig.mount.join(path), doing);
-            // It reads what it lists: /objects, and each child in the order of the listing.
-            let mut steps = vec![step("/objects", Call::List), step("/objects/type", Call::Read)];
-            let mut expected = Vec::new();
-            let listed = truth.walk();
-            for object in listed
-                .iter()
-                .filter(|object| object.path.starts_with("/objects/t"))
-            {
-                let files = || values(object).map(|name| format!("{}/{name}", object.path));
-                steps.push(step(&object.path, Call::List));
-                for (path, name) in files().zip(values(object)) {
-                    let value = truth.get(&object.path, name).expect("a value");
-                    let size = if which == Which::New { length(&value) } else { 4096 };
-                    expected.push((steps.len(), size));
-                    steps.push(step(&path, Call::Stat));
-                }
-                steps.extend(files().map(|path| step(&path, Call::Read)));
+    let mut wrong = Vec::new();
+    for _ in 0..TRIES {
+        let rig = Rig::new(which, &machine, &[]);
+        let truth = rig.qemu.truth();
+        let step = |path: &str, doing| Step::new(&rig.mount.join(path), doing);
+        // It reads what it lists: /objects, and each child in the order of the listing.
+        let mut steps = vec![step("/objects", Call::List), step("/objects/type", Call::Read)];
+        let mut expected = Vec::new();
+        let listed = truth.walk();
+        for object in listed
+            .iter()
+            .filter(|object| object.path.starts_with("/objects/t"))
+        {
+            let files = || values(object).map(|name| format!("{}/{name}", object.path));
+            steps.push(step(&object.path, Call::List));
+            for (path, name) in files().zip(values(object)) {
+                let value = truth.get(&object.path, name).expect("a value");
+                let size = if which == Which::New { length(&value) } else { 4096 };
+                expected.push((steps.len(), size));
+                steps.push(step(&path, Call::Stat));
             }
-            assert!(expected.len() >= 4 * 3, "{} files", expected.len());
-            let seen = act(&steps);
-            let size = |number| {
-                let seen = seen.iter().find(|seen| seen.step == number)?;
-                Some(seen.stat.st_size as u64)
-            };
-            wrong = expected
-                .into_iter()
-                .filter(|(number, expected)| size(*number) != Some(*expected))
-                .map(|(number, expected)| (steps[number].path.clone(), size(number), expected))
-                .collect();
-            if wrong.is_empty() {
-                break;
-            }
+            steps.extend(files().map(|path| step(&path, Call::Read)));
         }
-        assert!(wrong.is_empty(), "{which:?}: {wrong:?}");
+        assert!(expected.len() >= 4 * 3, "{} files", expected.len());
+        let seen = act(&steps);
+        let size = |number| {
+            let seen = seen.iter().find(|seen| seen.step == number)?;
+            Some(seen.stat.st_size as u64)
+        };
+        wrong = expected
+            .into_iter()
+            .filter(|(number, expected)| size(*number) != Some(*expected))
+            .map(|(number, expected)| (steps[number].path.clone(), size(number), expected))
+            .collect();
+        if wrong.is_empty() {
+            break;
+        }
     }
-}
+    assert!(wrong.is_empty(), "{which:?}: {wrong:?}");
+});

@@ -14,29 +14,26 @@ use harness::*;
 /// How often a walk is tried: one that the machine holds up for too long must ask again for what was asked for ahead.
 const TRIES: usize = 3;
 
-#[test]
-fn find_asks_for_each_listing_once_and_for_nothing_else() {
-    for which in Which::ALL {
-        let cold = || {
-            let rig = Rig::new(which, &[], &[]);
-            sh(&format!("find {}", rig.at(""))).ok();
-            let asked = rig.asked(); // since the mount began
-            let listed: BTreeSet<_> = asked.iter().cloned().collect();
-            let expected: BTreeSet<_> = rig.qemu.truth().walk().iter().map(|o| list(&o.path)).collect();
-            assert_eq!(listed, expected, "{which:?}");
-            (asked.len() == expected.len()).then_some(rig)
-        };
-        let rig = (0..TRIES).find_map(|_| cold());
-        let rig = rig.unwrap_or_else(|| panic!("{which:?}: asked again for some listings, each time"));
-        let find = format!("find {}", rig.at(""));
-        assert_eq!(rig.asked_by(&find), [], "{which:?}: find within entry_timeout");
-        assert_eq!(
-            rig.asked_by(&format!("{find} -size +1k -newermt 1970-01-01")),
-            [],
-            "{which:?}: with a stat each"
-        );
-    }
-}
+each_qemu!(find_asks_for_each_listing_once_and_for_nothing_else, |which| {
+    let cold = || {
+        let rig = Rig::new(which, &[], &[]);
+        sh(&format!("find {}", rig.at(""))).ok();
+        let asked = rig.asked(); // since the mount began
+        let listed: BTreeSet<_> = asked.iter().cloned().collect();
+        let expected: BTreeSet<_> = rig.qemu.truth().walk().iter().map(|o| list(&o.path)).collect();
+        assert_eq!(listed, expected, "{which:?}");
+        (asked.len() == expected.len()).then_some(rig)
+    };
+    let rig = (0..TRIES).find_map(|_| cold());
+    let rig = rig.unwrap_or_else(|| panic!("{which:?}: asked again for some listings, each time"));
+    let find = format!("find {}", rig.at(""));
+    assert_eq!(rig.asked_by(&find), [], "{which:?}: find within entry_timeout");
+    assert_eq!(
+        rig.asked_by(&format!("{find} -size +1k -newermt 1970-01-01")),
+        [],
+        "{which:?}: with a stat each"
+    );
+});
 
 #[test]
 fn find_asks_again_when_its_listings_have_expired() {
@@ -49,123 +46,108 @@ fn find_asks_again_when_its_listings_have_expired() {
     assert_eq!(evaluations(&asked), [] as [&Asked; 0]);
 }
 
-#[test]
-fn looking_around_evaluates_nothing() {
-    for which in Which::ALL {
-        let rig = Rig::new(which, &[], &[]);
-        for command in [
-            "ls {}/machine",
-            "ls -U {}/machine {}/machine/unattached/*",
-            "stat {}/machine/type {}/machine/graphics {}/machine/smp",
-            "du -a {}/machine/unattached",
-            "test -e {}/machine/nothing -o -e {}/machine/type",
-            "cd {}/machine && echo *",
-        ] {
-            let command = command.replace("{}", &rig.at(""));
-            let asked = rig.asked_by(&command);
-            assert_eq!(evaluations(&asked), [] as [&Asked; 0], "{which:?}: {command}");
-        }
+each_qemu!(looking_around_evaluates_nothing, |which| {
+    let rig = Rig::new(which, &[], &[]);
+    for command in [
+        "ls {}/machine",
+        "ls -U {}/machine {}/machine/unattached/*",
+        "stat {}/machine/type {}/machine/graphics {}/machine/smp",
+        "du -a {}/machine/unattached",
+        "test -e {}/machine/nothing -o -e {}/machine/type",
+        "cd {}/machine && echo *",
+    ] {
+        let command = command.replace("{}", &rig.at(""));
+        let asked = rig.asked_by(&command);
+        assert_eq!(evaluations(&asked), [] as [&Asked; 0], "{which:?}: {command}");
     }
-}
+});
 
-#[test]
-fn a_long_listing_asks_only_where_its_links_lead() {
-    for which in Which::ALL {
-        let rig = Rig::new(which, &[], &[]);
-        let links: BTreeSet<_> = rig.qemu.truth().walk().into_iter().flat_map(links_of).collect();
-        for folder in ["machine", "machine/q35", "machine/unattached"] {
-            let asked = rig.asked_by(&format!("ls -l {}", rig.at(folder)));
-            for asked in evaluations(&asked) {
-                let is_link = links.contains(&(asked.paths[0].clone(), asked.property.clone()));
-                assert!(is_link, "{which:?}: ls -l {folder} asked {asked:?}");
-            }
+each_qemu!(a_long_listing_asks_only_where_its_links_lead, |which| {
+    let rig = Rig::new(which, &[], &[]);
+    let links: BTreeSet<_> = rig.qemu.truth().walk().into_iter().flat_map(links_of).collect();
+    for folder in ["machine", "machine/q35", "machine/unattached"] {
+        let asked = rig.asked_by(&format!("ls -l {}", rig.at(folder)));
+        for asked in evaluations(&asked) {
+            let is_link = links.contains(&(asked.paths[0].clone(), asked.property.clone()));
+            assert!(is_link, "{which:?}: ls -l {folder} asked {asked:?}");
         }
     }
-}
+});
 
 fn links_of(object: Object) -> Vec<(String, String)> {
     let links = object.props.into_iter().filter(|prop| prop.is_link());
     links.map(|prop| (object.path.clone(), prop.name)).collect()
 }
 
-#[test]
-fn one_ls_asks_for_the_listings_on_its_way_and_none_ahead() {
-    for which in Which::ALL {
-        let rig = Rig::new(which, &[], &[]);
-        let (folder, sibling) = ("machine/unattached", "machine/q35");
-        sh(&format!("ls {}", rig.at(folder))).ok();
-        let way = [list("/"), list("/machine"), list("/machine/unattached")];
-        assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
-        let again = format!("for i in 1 2 3 4 5; do ls {}; done", rig.at(folder));
-        assert_eq!(rig.asked_by(&again), [], "{which:?}: {again}");
-        let ls = format!("ls -U {}", rig.at(sibling));
-        assert_eq!(rig.asked_by(&ls), [list("/machine/q35")], "{which:?}: {ls}");
-    }
-}
+each_qemu!(one_ls_asks_for_the_listings_on_its_way_and_none_ahead, |which| {
+    let rig = Rig::new(which, &[], &[]);
+    let (folder, sibling) = ("machine/unattached", "machine/q35");
+    sh(&format!("ls {}", rig.at(folder))).ok();
+    let way = [list("/"), list("/machine"), list("/machine/unattached")];
+    assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
+    let again = format!("for i in 1 2 3 4 5; do ls {}; done", rig.at(folder));
+    assert_eq!(rig.asked_by(&again), [], "{which:?}: {again}");
+    let ls = format!("ls -U {}", rig.at(sibling));
+    assert_eq!(rig.asked_by(&ls), [list("/machine/q35")], "{which:?}: {ls}");
+});
 
-#[test]
-fn one_ls_again_and_again_is_no_walk() {
-    for which in Which::ALL {
-        let rig = Rig::new(which, &[], &["-o", "entry_timeout=0.02"]);
-        let folder = rig.at("machine/unattached");
-        let list_once = |_| {
-            let folder = rig.mount.join("machine/unattached");
-            let pause = Step::pause(Duration::from_millis(30));
-            [Step::new(&folder, Call::List), pause]
-        };
-        let in_one_process: Vec<Step> = (0..5).flat_map(list_once).collect();
-        let of_many = format!("for i in 1 2 3 4 5; do ls {folder}; sleep 0.03; done");
-        let inside = format!("cd {folder}; {of_many}");
-        for work in [None, Some(&of_many), Some(&inside)] {
-            sleep(PAUSE);
-            rig.relay.reset();
-            match work {
-                Some(command) => _ = sh(command),
-                None => _ = act(&in_one_process),
-            }
-            let asked = rig.asked();
-            let listed = |path: &str| asked.iter().filter(|asked| **asked == list(path)).count();
-            let itself = listed("/machine/unattached");
-            assert_eq!(itself, 5, "{which:?}, {work:?}: {asked:?}");
-            let way = itself + listed("/") + listed("/machine"); // which expire too
-            assert_eq!(way, asked.len(), "{which:?}, {work:?}: {asked:?}");
+each_qemu!(one_ls_again_and_again_is_no_walk, |which| {
+    let rig = Rig::new(which, &[], &["-o", "entry_timeout=0.02"]);
+    let folder = rig.at("machine/unattached");
+    let list_once = |_| {
+        let folder = rig.mount.join("machine/unattached");
+        let pause = Step::pause(Duration::from_millis(30));
+        [Step::new(&folder, Call::List), pause]
+    };
+    let in_one_process: Vec<Step> = (0..5).flat_map(list_once).collect();
+    let of_many = format!("for i in 1 2 3 4 5; do ls {folder}; sleep 0.03; done");
+    let inside = format!("cd {folder}; {of_many}");
+    for work in [None, Some(&of_many), Some(&inside)] {
+        sleep(PAUSE);
+        rig.relay.reset();
+        match work {
+            Some(command) => _ = sh(command),
+            None => _ = act(&in_one_process),
         }
+        let asked = rig.asked();
+        let listed = |path: &str| asked.iter().filter(|asked| **asked == list(path)).count();
+        let itself = listed("/machine/unattached");
+        assert_eq!(itself, 5, "{which:?}, {work:?}: {asked:?}");
+        let way = itself + listed("/") + listed("/machine"); // which expire too
+        assert_eq!(way, asked.len(), "{which:?}, {work:?}: {asked:?}");
     }
-}
+});
 
-#[test]
-fn one_cat_reads_one_value() {
-    for which in Which::ALL {
-        let rig = Rig::new(which, &[], &[]);
-        let file = rig.at("machine/type");
-        sh(&format!("cat {file}")).ok();
-        let way = [list("/"), list("/machine"), get("/machine", "type")];
-        assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
+each_qemu!(one_cat_reads_one_value, |which| {
+    let rig = Rig::new(which, &[], &[]);
+    let file = rig.at("machine/type");
+    sh(&format!("cat {file}")).ok();
+    let way = [list("/"), list("/machine"), get("/machine", "type")];
+    assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
+    assert_eq!(
+        rig.asked_by(&format!("cat {file}")),
+        [get("/machine", "type")],
+        "{which:?}"
+    );
+
+    // One process that reads the same again and again, and processes that follow each other.
+    for command in [
+        format!("cat {file} {file} {file} {file} {file}"),
+        format!("for i in 1 2 3 4 5; do cat {file}; done"),
+        format!("for i in 1 2 3 4 5; do read -r line < {file}; done"),
+    ] {
         assert_eq!(
-            rig.asked_by(&format!("cat {file}")),
-            [get("/machine", "type")],
-            "{which:?}"
+            rig.asked_by(&command),
+            vec![get("/machine", "type"); 5],
+            "{which:?}: {command}"
         );
-
-        // One process that reads the same again and again, and processes that follow each other.
-        for command in [
-            format!("cat {file} {file} {file} {file} {file}"),
-            format!("for i in 1 2 3 4 5; do cat {file}; done"),
-            format!("for i in 1 2 3 4 5; do read -r line < {file}; done"),
-        ] {
-            assert_eq!(
-                rig.asked_by(&command),
-                vec![get("/machine", "type"); 5],
-                "{which:?}: {command}"
-            );
-        }
-        // Different ones, each by a process of its own.
-        let folder = rig.at("machine");
-        let names = ["type", "graphics", "usb", "smp", "kernel"];
-        let asked = rig.asked_by(&format!("for f in {}; do cat {folder}/$f; done", names.join(" ")));
-        assert_eq!(asked, names.map(|name| get("/machine", name)), "{which:?}");
     }
-}
+    // Different ones, each by a process of its own.
+    let folder = rig.at("machine");
+    let names = ["type", "graphics", "usb", "smp", "kernel"];
+    let asked = rig.asked_by(&format!("for f in {}; do cat {folder}/$f; done", names.join(" ")));
+    assert_eq!(asked, names.map(|name| get("/machine", name)), "{which:?}");
+});
 
 /// The fewest requests of up to three walks, each by a mount of its own: one that the machine held up
 /// for longer than the window for values asked ahead has to ask again, which is not what is tested here.
@@ -298,30 +280,27 @@ fn walks_beside_each_other_keep_what_was_asked_for_each() {
     );
 }
 
-#[test]
-fn a_find_beside_a_grep_evaluates_nothing() {
+each_qemu!(a_find_beside_a_grep_evaluates_nothing, |which| {
     let names: Vec<String> = (0..20).map(|n| format!("iothread,id=t{n}")).collect();
     let machine: Vec<&str> = names.iter().flat_map(|name| ["-object", name]).collect();
-    for which in Which::ALL {
-        let rig = Rig::new(which, &machine, &["-o", "entry_timeout=0.02"]);
-        let (walked, found) = (rig.at("machine/unattached"), rig.at("objects"));
-        let grep = sh_start(&format!("for i in 1 2 3; do grep -rs . {walked} >&2; done; true"));
-        let find = sh_start(&format!("for i in {{1..40}}; do find {found} >/dev/null; done"));
-        find.finish(harness::sh::DEADLINE).ok();
-        grep.finish(harness::sh::DEADLINE).ok();
-        let asked = rig.asked();
-        let of_objects = |asked: &&Asked| asked.paths.iter().any(|path| path.starts_with("/objects"));
-        let listed = asked
-            .iter()
-            .filter(of_objects)
-            .filter(|asked| asked.command == "qom-list");
-        assert!(listed.count() > 40, "{which:?}: find listed nothing anew");
-        let read: Vec<_> = evaluations(&asked).into_iter().filter(of_objects).collect();
-        assert_eq!(read, [] as [&Asked; 0], "{which:?}");
-        let evaluated = evaluations(&asked).len();
-        assert!(
-            evaluated > 100,
-            "{which:?}: only {evaluated} evaluations for grep"
-        );
-    }
-}
+    let rig = Rig::new(which, &machine, &["-o", "entry_timeout=0.02"]);
+    let (walked, found) = (rig.at("machine/unattached"), rig.at("objects"));
+    let grep = sh_start(&format!("for i in 1 2 3; do grep -rs . {walked} >&2; done; true"));
+    let find = sh_start(&format!("for i in {{1..40}}; do find {found} >/dev/null; done"));
+    find.finish(harness::sh::DEADLINE).ok();
+    grep.finish(harness::sh::DEADLINE).ok();
+    let asked = rig.asked();
+    let of_objects = |asked: &&Asked| asked.paths.iter().any(|path| path.starts_with("/objects"));
+    let listed = asked
+        .iter()
+        .filter(of_objects)
+        .filter(|asked| asked.command == "qom-list");
+    assert!(listed.count() > 40, "{which:?}: find listed nothing anew");
+    let read: Vec<_> = evaluations(&asked).into_iter().filter(of_objects).collect();
+    assert_eq!(read, [] as [&Asked; 0], "{which:?}");
+    let evaluated = evaluations(&asked).len();
+    assert!(
+        evaluated > 100,
+        "{which:?}: only {evaluated} evaluations for grep"
+    );
+});

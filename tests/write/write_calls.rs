@@ -69,101 +69,92 @@ fn a_large_value_arrives_whole_or_not_at_all() {
     assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
 }
 
-#[test]
-fn a_real_qemu_takes_a_large_value() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let mount = Mount::start(&qemu.socket(), &["-o", "timeout=30"]);
-        let text: String = ('a'..='z').cycle().take(300_000).collect();
-        assert_eq!(write_file(mount.join("machine/append"), text.as_bytes()), Ok(()));
-        assert!(qemu.truth().get("/machine", "append") == Ok(json!(text)));
-        assert_eq!(
-            write_file(mount.join("machine/append"), &vec![b'x'; MOST + 1]),
-            Err(libc::EFBIG)
-        );
-        assert!(qemu.truth().get("/machine", "append") == Ok(json!(text)));
-    }
-}
+each_qemu!(a_real_qemu_takes_a_large_value, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let mount = Mount::start(&qemu.socket(), &["-o", "timeout=30"]);
+    let text: String = ('a'..='z').cycle().take(300_000).collect();
+    assert_eq!(write_file(mount.join("machine/append"), text.as_bytes()), Ok(()));
+    assert!(qemu.truth().get("/machine", "append") == Ok(json!(text)));
+    assert_eq!(
+        write_file(mount.join("machine/append"), &vec![b'x'; MOST + 1]),
+        Err(libc::EFBIG)
+    );
+    assert!(qemu.truth().get("/machine", "append") == Ok(json!(text)));
+});
 
-#[test]
-fn what_is_no_utf8_is_never_sent() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &[]);
-        qemu.truth()
-            .set("/machine", "kernel", json!("before"))
-            .expect("set a string");
-        let file = mount.join("machine/kernel");
-        assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
-        relay.reset();
-        let texts: [&[u8]; 5] = [
-            b"\xff",
-            b"a\xc3",
-            b"\xed\xa0\x80",
-            b"\xc0\x80",
-            b"\xf4\x90\x80\x80 beyond\n",
-        ];
-        for bytes in texts {
-            assert_eq!(write_file(&file, bytes), Err(libc::EINVAL), "{bytes:?}");
-        }
-        let out = sh(&format!("printf 'M\\374ller\\n' > {}", quote(&file)));
-        assert!(
-            out.status == 1 && out.stderr.contains("write error: Invalid argument"),
-            "{out}"
-        );
-        assert_eq!(relay.requests(), Vec::<String>::new());
-        // QEMU and the mount are in step: each gets the answer to its own question.
-        assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
-        assert_eq!(
-            read_file(mount.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
-        assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("before")));
+each_qemu!(what_is_no_utf8_is_never_sent, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), &[]);
+    qemu.truth()
+        .set("/machine", "kernel", json!("before"))
+        .expect("set a string");
+    let file = mount.join("machine/kernel");
+    assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
+    relay.reset();
+    let texts: [&[u8]; 5] = [
+        b"\xff",
+        b"a\xc3",
+        b"\xed\xa0\x80",
+        b"\xc0\x80",
+        b"\xf4\x90\x80\x80 beyond\n",
+    ];
+    for bytes in texts {
+        assert_eq!(write_file(&file, bytes), Err(libc::EINVAL), "{bytes:?}");
     }
-}
+    let out = sh(&format!("printf 'M\\374ller\\n' > {}", quote(&file)));
+    assert!(
+        out.status == 1 && out.stderr.contains("write error: Invalid argument"),
+        "{out}"
+    );
+    assert_eq!(relay.requests(), Vec::<String>::new());
+    // QEMU and the mount are in step: each gets the answer to its own question.
+    assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
+    assert_eq!(
+        read_file(mount.join("machine/type")).as_deref(),
+        Ok(b"none-machine\n".as_slice())
+    );
+    assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("before")));
+});
 
-#[test]
-fn one_descriptor_reads_and_writes() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let truth = qemu.truth();
-        truth
-            .set("/machine", "kernel", json!("first"))
-            .expect("set a string");
-        let mount = Mount::start(&qemu.socket(), &[]);
-        let held = Held::open(mount.join("machine/kernel"), libc::O_RDWR).expect("open for both");
-        assert_eq!(held.read(100).as_deref(), Ok(b"first\n".as_slice()));
-        assert_eq!(held.write(b"second\n"), Ok(7), "written after what was read");
-        assert_eq!(truth.get("/machine", "kernel"), Ok(json!("second")));
-        assert_eq!(held.read_at(0, 100).as_deref(), Ok(b"second\n".as_slice()));
-        assert_eq!(held.seek(0), Ok(0));
-        assert_eq!(held.write(b"third"), Ok(5));
-        assert_eq!(truth.get("/machine", "kernel"), Ok(json!("third")));
-        assert_eq!(
-            held.read_at(2, 100).as_deref(),
-            Ok(b"ird\n".as_slice()),
-            "not what was read before"
-        );
-        assert_eq!(
-            held.write(b"rest"),
-            Err(libc::EFBIG),
-            "what was set ended without a newline"
-        );
-        assert_eq!(held.seek(0), Ok(0));
-        assert_eq!(held.write(b"\xff"), Err(libc::EINVAL));
-        assert_eq!(held.write(b"fourth"), Ok(6), "an error does not stay");
-        assert_eq!(truth.get("/machine", "kernel"), Ok(json!("fourth")));
-        drop(held);
+each_qemu!(one_descriptor_reads_and_writes, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let truth = qemu.truth();
+    truth
+        .set("/machine", "kernel", json!("first"))
+        .expect("set a string");
+    let mount = Mount::start(&qemu.socket(), &[]);
+    let held = Held::open(mount.join("machine/kernel"), libc::O_RDWR).expect("open for both");
+    assert_eq!(held.read(100).as_deref(), Ok(b"first\n".as_slice()));
+    assert_eq!(held.write(b"second\n"), Ok(7), "written after what was read");
+    assert_eq!(truth.get("/machine", "kernel"), Ok(json!("second")));
+    assert_eq!(held.read_at(0, 100).as_deref(), Ok(b"second\n".as_slice()));
+    assert_eq!(held.seek(0), Ok(0));
+    assert_eq!(held.write(b"third"), Ok(5));
+    assert_eq!(truth.get("/machine", "kernel"), Ok(json!("third")));
+    assert_eq!(
+        held.read_at(2, 100).as_deref(),
+        Ok(b"ird\n".as_slice()),
+        "not what was read before"
+    );
+    assert_eq!(
+        held.write(b"rest"),
+        Err(libc::EFBIG),
+        "what was set ended without a newline"
+    );
+    assert_eq!(held.seek(0), Ok(0));
+    assert_eq!(held.write(b"\xff"), Err(libc::EINVAL));
+    assert_eq!(held.write(b"fourth"), Ok(6), "an error does not stay");
+    assert_eq!(truth.get("/machine", "kernel"), Ok(json!("fourth")));
+    drop(held);
 
-        let write_only = Held::open(mount.join("machine/type"), libc::O_WRONLY).expect("open for writing");
-        assert_eq!(write_only.read(1), Err(libc::EBADF));
-        assert_eq!(write_only.write(b"x"), Err(libc::EACCES));
-        let read_only = Held::open(mount.join("machine/kernel"), libc::O_RDONLY).expect("open for reading");
-        assert_eq!(read_only.write(b"x"), Err(libc::EBADF));
-        assert_eq!(truth.get("/machine", "kernel"), Ok(json!("fourth")));
-    }
-}
+    let write_only = Held::open(mount.join("machine/type"), libc::O_WRONLY).expect("open for writing");
+    assert_eq!(write_only.read(1), Err(libc::EBADF));
+    assert_eq!(write_only.write(b"x"), Err(libc::EACCES));
+    let read_only = Held::open(mount.join("machine/kernel"), libc::O_RDONLY).expect("open for reading");
+    assert_eq!(read_only.write(b"x"), Err(libc::EBADF));
+    assert_eq!(truth.get("/machine", "kernel"), Ok(json!("fourth")));
+});
 
 /// What QEMU cannot read can be opened to be written all the same.
 #[test]

@@ -48,6 +48,29 @@ impl Which {
     }
 }
 
+/// Makes a test for each QEMU of what a function does with a [`Which`]: `NAME::old` and `NAME::new`.
+#[macro_export]
+macro_rules! each_qemu {
+    ($name:ident, $test:expr) => {
+        mod $name {
+            #[allow(unused_imports)] // what the test uses of its file
+            use super::*;
+
+            const TEST: fn($crate::Which) = $test;
+
+            #[test]
+            fn old() {
+                TEST($crate::Which::Old);
+            }
+
+            #[test]
+            fn new() {
+                TEST($crate::Which::New);
+            }
+        }
+    };
+}
+
 fn find_on_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
