@@ -5,15 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::child::{Child, get_xattr, lstat, read_link, write_flags};
-use harness::helper::Step;
-use harness::mount::Launch;
 use harness::server::Splitter;
-use harness::sh::{quote, sh_start};
 use harness::*;
 use serde_json::{Value, json};
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The message of the panic that `work` must end in.
 #[track_caller]

@@ -3,9 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use harness::child::read_link;
-use harness::child::{list_dirs, read_files};
-use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -58,8 +55,7 @@ fn no_link_leads_out() {
         tree.prop(holder, "root", "link<x>", json!("/"));
         tree.prop(holder, "gone", "link<x>", json!("/nowhere/at/all"));
     }
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (_server, mount) = tree.mounted(&[]);
     let outside = mount
         .path()
         .parent()
@@ -177,8 +173,7 @@ fn no_name_breaks_out_of_its_directory() {
         // A child by whose name no path leads to an object, too.
         tree.prop("/children", name, "child<x>", json!("/plain"));
     }
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (_server, mount) = tree.mounted(&[]);
     let dirs = ["plain", "links", "children"].map(|dir| mount.join(dir));
     let listed = list_dirs(&dirs);
     for (dir, listed) in dirs.iter().zip(listed) {

@@ -1,8 +1,5 @@
 //! What cannot be done to a mounted machine: nothing is created, removed, renamed or reattributed.
 
-use harness::child::lstat;
-use harness::sh::quote;
-use harness::truth::Object;
 use harness::*;
 use serde_json::json;
 
@@ -60,10 +57,7 @@ each_qemu!(nothing_can_be_created_removed_renamed_or_reattributed, |which| {
     let shown = sh(&attributes).ok().text().to_owned();
     for change in CHANGES {
         let out = sh_in(mount.path(), change);
-        assert!(
-            out.status != 0 && out.stderr.contains("Operation not permitted"),
-            "{out}"
-        );
+        out.fails().says("Operation not permitted");
     }
     assert_eq!(relay.count("qom-set"), 0);
     assert_eq!(names(&truth.walk()), before);
@@ -111,10 +105,7 @@ each_qemu!(a_read_only_mount_reads_and_no_more, |which| {
     let mnt = quote(mount.path());
     let modes = sh(&format!("find {mnt} -printf '%y%m\\n' | sort -u"));
     assert_eq!(modes.ok().lines(), ["d555", "f444", "l777"]);
-    assert_eq!(
-        read_file(mount.join("machine/graphics")).as_deref(),
-        Ok(b"true\n".as_slice())
-    );
+    assert_reads(mount.join("machine/graphics"), "true\n");
 
     let calls = [
         "echo off > machine/graphics",
@@ -130,10 +121,7 @@ each_qemu!(a_read_only_mount_reads_and_no_more, |which| {
     ];
     for change in calls.chain(link).chain(CHANGES.iter().copied()) {
         let out = sh_in(mount.path(), change);
-        assert!(
-            out.status != 0 && out.stderr.contains("Read-only file system"),
-            "{out}"
-        );
+        out.fails().says("Read-only file system");
     }
     assert_eq!(
         write_file(mount.join("machine/graphics"), b"off"),

@@ -4,10 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
-use harness::child::{list_dirs, read_files, resolve};
-use harness::sh::quote;
-use harness::shown::{Shown, link_text, text, truth_of, values};
-use harness::truth::{Object, join};
+use harness::shown::{text, values};
 use harness::*;
 
 fn below(mount: &Mount, path: &str, name: &str) -> PathBuf {

@@ -3,10 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use harness::proc::is_root;
-use harness::qemu::Qemu;
-use harness::sh::quote;
-use harness::truth::Object;
 use harness::*;
 use serde_json::Value;
 

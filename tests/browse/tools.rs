@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use harness::child::Errno;
-use harness::sh::quote;
-use harness::shown::{truth_of, values};
-use harness::truth::join;
+use harness::shown::values;
 use harness::*;
 
 /// The properties that QEMU refuses to read.
@@ -119,8 +116,7 @@ fn a_new_microvm_is_read_by_tools() {
 }
 
 each_qemu!(a_file_keeps_its_number_however_it_is_met, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=0.1"]);
+    let (_qemu, mount) = mounted(which, "q35", &[], &["-o", "entry_timeout=0.1"]);
     let folder = mount.join("machine");
     // From the listing alone, from the listing asked for anew, and from a stat of each.
     let listed = "find -maxdepth 1 ! -name . -printf '%i %f\\n'";

@@ -3,13 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use harness::child::get_xattr;
-use harness::sh::quote;
-use harness::truth::join;
 use harness::*;
 use serde_json::{Value, json};
-
-const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];
 
 type Attributes = BTreeMap<String, String>;
 
@@ -102,8 +97,7 @@ each_qemu!(types_descriptions_and_defaults_are_qemus, |which| {
 
 #[test]
 fn getfattr_shows_them_as_users_see_them() {
-    let qemu = Qemu::start(Which::Old, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (_qemu, mount) = mounted(Which::Old, "q35", &[], &[]);
     let out = sh_in(mount.path(), "getfattr -d machine/graphics machine");
     assert_eq!(
         out.ok().lines(),
@@ -164,8 +158,7 @@ each_qemu!(descriptions_cost_one_request_for_each_type_ever, |which| {
 });
 
 each_qemu!(what_does_not_exist_is_no_data, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (_qemu, mount) = mounted(which, "q35", &[], &[]);
     for (file, name) in [
         ("machine/graphics", "user.qom.error"),
         ("machine/graphics", "user.qom.nope"),
@@ -194,8 +187,7 @@ each_qemu!(what_does_not_exist_is_no_data, |which| {
 
 #[test]
 fn none_can_be_set_or_removed() {
-    let qemu = Qemu::start(Which::Old, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (_qemu, mount) = mounted(Which::Old, "q35", &[], &[]);
     for file in ["machine/graphics", "machine", "."] {
         for change in [
             "-n user.qom.type -v x",
@@ -217,7 +209,7 @@ fn none_can_be_set_or_removed() {
             mount.path(),
             &format!("setfattr -h {change} machine/memory-backend"),
         );
-        assert!(out.fails().stderr.contains("Operation not permitted"), "{out}");
+        out.fails().says("Operation not permitted");
     }
     assert_eq!(
         get_xattr(mount.join("machine/graphics"), "user.qom.type"),
@@ -264,8 +256,7 @@ each_qemu!(
 #[test]
 fn a_directory_that_cannot_be_listed_says_why() {
     let tree = ScriptedTree::new().object("/a");
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=0"]);
+    let (_server, mount) = tree.mounted(&["-o", "entry_timeout=0"]);
     tree.hook_once(
         "qom-list",
         "/a",
@@ -273,7 +264,7 @@ fn a_directory_that_cannot_be_listed_says_why() {
         Action::error("GenericError", "not\nnow \u{fc}"),
     );
     let out = sh_in(mount.path(), "ls a");
-    assert!(out.fails().stderr.contains("Input/output error"), "{out}");
+    out.fails().says("Input/output error");
     assert_eq!(
         get_xattr(mount.join("a"), "user.qom.error"),
         Ok("not\\nnow \u{fc}".as_bytes().to_vec())
@@ -286,8 +277,7 @@ fn a_directory_that_cannot_be_listed_says_why() {
 fn a_failure_of_any_length_is_cut_to_what_an_attribute_holds() {
     let tree = ScriptedTree::new().object("/a");
     tree.prop("/a", "p", "str", json!("x"));
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (_server, mount) = tree.mounted(&[]);
     for words in ["x".repeat(65_536), "x".repeat(65_537), "\u{fc}".repeat(500_000)] {
         tree.hook_once("qom-get", "/a", "p", Action::error("GenericError", words.clone()));
         assert_eq!(read_file(mount.join("a/p")), Err(libc::EIO));
@@ -310,8 +300,7 @@ fn a_type_that_cannot_tell_is_asked_once() {
         "",
         Action::error("GenericError", "Parameter 'typename' expects device"),
     );
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (server, mount) = tree.mounted(&[]);
     for _ in 0..3 {
         assert_eq!(
             get_xattr(mount.join("a/p"), "user.qom.description"),
@@ -348,8 +337,7 @@ fn defaults_of_every_kind_are_told_as_values_are() {
         infos.push(json!({ "name": name, "type": "str", "default-value": value }));
     }
     tree.describe("thing", infos);
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (_server, mount) = tree.mounted(&[]);
     for (number, text) in texts.iter().enumerate() {
         assert_eq!(
             get_xattr(mount.join(&format!("a/p{number}")), "user.qom.default"),

@@ -5,9 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::child::lstat;
-use harness::proc::signal;
-use harness::sh::{Background, quote};
 use harness::*;
 use serde_json::Value;
 
@@ -85,10 +82,7 @@ fn alive(pid: i32) -> bool {
 each_qemu!(the_mount_comes_and_goes_with_qemu, |which| {
     let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
     let mnt = pair.session.mnt();
-    assert_eq!(
-        read_file(mnt.join("machine/type")).as_deref(),
-        Ok(b"none-machine\n".as_slice())
-    );
+    assert_reads(mnt.join("machine/type"), "none-machine\n");
     let info = pair.session.info().expect("a mount");
     assert_eq!(
         (info.source.to_str(), info.kind.as_str()),
@@ -158,7 +152,7 @@ fn a_command_that_cannot_be_run() {
     ] {
         let out = session.run(&format!("qom-fuse {line}"));
         assert_eq!(out.status, 1, "{out}");
-        assert!(out.stderr.contains(word), "{out}");
+        out.says(word);
         assert!(!session.dir().join("started").exists(), "{line}");
     }
 }
@@ -332,10 +326,7 @@ fn a_qemu_that_hangs_is_killed() {
         signal(pair.running.pid() as i32, libc::SIGTERM);
         let out = pair.ends();
         assert_eq!(out.status, 137, "{out}");
-        assert!(
-            out.stderr.contains("SIGTERM") && out.stderr.contains("SIGKILL"),
-            "{out}"
-        );
+        out.says("SIGTERM").says("SIGKILL");
         assert!(!alive(machine), "QEMU outlived its mount");
         assert!(asked.elapsed() < Duration::from_secs(12), "{:?}", asked.elapsed());
     }
@@ -412,10 +403,7 @@ fn killed_it_leaves_no_dead_mount() {
 
 each_qemu!(a_qemu_that_goes_to_the_background, |which| {
     let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
-    assert_eq!(
-        read_file(pair.session.mnt().join("machine/type")).as_deref(),
-        Ok(b"none-machine\n".as_slice())
-    );
+    assert_reads(pair.session.mnt().join("machine/type"), "none-machine\n");
     let machine = pair.qemu();
     // It gets to its monitor late: what it was told may not be lost by then.
     signal(machine, libc::SIGSTOP);
@@ -457,7 +445,7 @@ fn a_qemu_in_the_background_that_hangs() {
     signal(machine, libc::SIGSTOP);
     signal(pair.running.pid() as i32, libc::SIGTERM);
     let out = pair.ends();
-    assert!(out.ok().stderr.contains("SIGKILL"), "{out}");
+    out.ok().says("SIGKILL");
     assert!(!alive(machine), "QEMU outlived its mount");
 
     // One that owes a reply cannot be told to quit before it has given it.
@@ -514,7 +502,7 @@ fn a_wrapper_whose_helper_inherits_the_monitor() {
         pair.truth().execute("quit", Value::Null).expect("quit");
         let out = pair.ends();
         signal(helper, libc::SIGKILL);
-        assert!(out.ok().stderr.contains("still holds its monitor"), "{out}");
+        out.ok().says("still holds its monitor");
     }
 }
 
@@ -597,10 +585,7 @@ fn two_at_once() {
     let two = Pair::start(&format!("mnt -- {}", qemu(Which::New)));
     one.truth().execute("quit", Value::Null).expect("quit");
     one.ends().ok();
-    assert_eq!(
-        read_file(two.session.mnt().join("machine/type")).as_deref(),
-        Ok(b"none-machine\n".as_slice())
-    );
+    assert_reads(two.session.mnt().join("machine/type"), "none-machine\n");
     signal(two.running.pid() as i32, libc::SIGTERM);
     two.ends().ok();
 }

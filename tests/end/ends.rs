@@ -8,9 +8,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::mount::Launch;
-use harness::proc::signal;
-use harness::sh::{Background, quote, sh_start};
 use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -444,8 +441,7 @@ fn a_mount_that_cannot_be_identified_again() {
 
 #[test]
 fn a_signal_to_the_watchdog_means_nothing() {
-    let qemu = Qemu::start(Which::Old, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (_qemu, mount) = mounted(Which::Old, "none", &[], &[]);
     for number in [
         libc::SIGUSR1,
         libc::SIGUSR2,
@@ -456,10 +452,7 @@ fn a_signal_to_the_watchdog_means_nothing() {
         signal(mount.watchdog() as i32, number);
         std::thread::sleep(Duration::from_millis(200));
         assert!(mount.is_mounted(), "signal {number} to the watchdog unmounts");
-        assert_eq!(
-            read_file(mount.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
+        assert_reads(mount.join("machine/type"), "none-machine\n");
     }
     assert_ne!(mount.watchdog(), 0, "it is still there");
     mount.signal(libc::SIGKILL);

@@ -4,14 +4,8 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use harness::child::lstat;
-use harness::mount::Launch;
-use harness::proc::signal;
-use harness::sh::{Background, quote, sh_start};
 use harness::*;
 use serde_json::Value;
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// A process that sits in a directory and holds a file of the mount open, until it is dropped.
 #[track_caller]
@@ -87,11 +81,8 @@ each_qemu!(fusermount_unmounts, |which| {
     let point = quote(mount.path());
     let sitting = sit_in(&mount);
     let out = sh(&format!("fusermount3 -u {point}"));
-    assert!(out.status != 0 && out.stderr.contains("busy"), "{out}");
-    assert_eq!(
-        read_file(mount.join("machine/type")).as_deref(),
-        Ok(b"none-machine\n".as_slice())
-    );
+    out.fails().says("busy");
+    assert_reads(mount.join("machine/type"), "none-machine\n");
     sh(&format!("fusermount3 -uz {point}")).ok();
     assert!(!mount.is_mounted());
     drop(sitting); // the last one to use it
@@ -183,10 +174,7 @@ fn without_its_watchdog_a_mount_serves_and_ends_as_ever() {
                 .is_empty()
         };
         assert!(wait_until(SOON, gone), "the watchdog outlived SIGKILL");
-        assert_eq!(
-            read_file(mount.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
+        assert_reads(mount.join("machine/type"), "none-machine\n");
         if foreground {
             mount.signal(libc::SIGTERM);
         } else {
@@ -217,10 +205,7 @@ fn ends_late(watched: bool) {
         signal(late as i32, libc::SIGCONT);
         old.wait_unmounted(SOON);
         assert!(new.is_mounted(), "the new mount went with the old one");
-        assert_eq!(
-            read_file(new.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
+        assert_reads(new.join("machine/type"), "none-machine\n");
         new.unmount();
     }
 }
@@ -301,10 +286,7 @@ each_qemu!(the_monitor_is_free_once_the_mount_has_ended, |which| {
             .socket(qemu.socket())
             .background();
         let mount = mount.unwrap_or_else(|out| panic!("round {round}: {out}"));
-        assert_eq!(
-            read_file(mount.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
+        assert_reads(mount.join("machine/type"), "none-machine\n");
         mount.unmount();
     }
     assert_eq!(
@@ -336,8 +318,7 @@ fn a_start_that_is_interrupted_leaves_nothing() {
 }
 
 each_qemu!(work_leaves_no_descriptor_and_no_thread_behind, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (_qemu, mount) = mounted(which, "q35", &[], &[]);
     let count = |what: &str| {
         fs::read_dir(format!("/proc/{}/{what}", mount.pid()))
             .expect("a running daemon")

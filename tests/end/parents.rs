@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use harness::proc::signal;
-use harness::sh::quote;
 use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -51,7 +49,7 @@ fn the_exit_status_of_a_command_is_known() {
             session.wait_ended(SOON);
         }
         let out = session.run(&format!("exec {parent} qom-fuse nowhere.sock mnt"));
-        assert!(out.status == 1 && out.stderr.contains("nowhere.sock"), "{out}");
+        out.exits(1).says("nowhere.sock");
     }
 }
 

@@ -3,8 +3,6 @@
 use std::fs;
 use std::time::Duration;
 
-use harness::proc::signal;
-use harness::sh::quote;
 use harness::*;
 use serde_json::Value;
 
@@ -94,10 +92,7 @@ fn the_exit_status_of_a_command_that_is_no_machine() {
         "exec {REFUSED} qom-fuse -o timeout=1 mnt -- sh -c {}",
         quote(command)
     ));
-    assert!(
-        out.status == 1 && out.stderr.contains("has not begun to speak QMP"),
-        "{out}"
-    );
+    out.exits(1).says("has not begun to speak QMP");
     let own = fs::read_to_string(session.dir().join("own")).expect("its pid");
     assert!(!alive(own.trim().parse().expect("a number")), "it is left: {out}");
     session.wait_ended(SOON);
@@ -113,10 +108,7 @@ fn a_command_that_cannot_be_waited_for_is_not_started() {
             "exec strace -f -qq -o trace --seccomp-bpf -e trace=clone3 -e inject=clone3:error=EAGAIN:when={when}+ \
              qom-fuse mnt -- sh -c 'touch started; exec sleep 60'"
         ));
-        assert!(
-            out.status != 0 && out.stderr.contains("Resource temporarily unavailable"),
-            "{out}"
-        );
+        out.fails().says("Resource temporarily unavailable");
         assert!(!session.dir().join("started").exists(), "{when}: {out}");
         session.wait_ended(SOON);
     }

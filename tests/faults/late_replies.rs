@@ -3,12 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::child::Errno;
-use harness::sh::{quote, sh_start};
 use harness::*;
 use serde_json::{Value, json};
-
-const SECOND: Duration = Duration::from_secs(1);
 
 fn tree() -> ScriptedTree {
     ScriptedTree::new()
@@ -46,8 +42,7 @@ fn nobody_elses(command: &str) {
         Action::after_event(&json!({ "event": "STOP" }), Action::Return(json!("late"))),
     ];
     let tree = tree();
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "timeout=0.3,entry_timeout=60"]);
+    let (server, mount) = tree.mounted(&["-o", "timeout=0.3,entry_timeout=60"]);
     assert_eq!(read(&mount, "fast").as_deref(), Ok("fast\n"));
     for action in actions {
         let shown = format!("{action:?}");
@@ -159,8 +154,7 @@ fn readers_at_once_each_get_their_own() {
 #[test]
 fn a_write_that_is_stuck_halfway_does_not_put_anything_out_of_step() {
     let tree = tree();
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "timeout=1,entry_timeout=60"]);
+    let (server, mount) = tree.mounted(&["-o", "timeout=1,entry_timeout=60"]);
     assert_eq!(read(&mount, "fast").as_deref(), Ok("fast\n"));
     tree.hook_once(
         "qom-get",
@@ -202,8 +196,7 @@ fn a_write_that_is_stuck_halfway_does_not_put_anything_out_of_step() {
 }
 
 each_qemu!(a_stopped_qemu_times_out_and_comes_back, |which| {
-    let qemu = Qemu::start(which, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &["-o", "timeout=0.5"]);
+    let (qemu, mount) = mounted(which, "none", &[], &["-o", "timeout=0.5"]);
     let kind = |mount: &Mount| read_file(mount.join("machine/type"));
     let good = Ok(b"none-machine\n".to_vec());
     assert_eq!(kind(&mount), good);
@@ -220,10 +213,7 @@ each_qemu!(a_stopped_qemu_times_out_and_comes_back, |which| {
         wait_until(10 * SECOND, || kind(&mount) == good),
         "it did not come back"
     );
-    assert_eq!(
-        read_file(mount.join("machine/kernel")).as_deref(),
-        Ok(b"\n".as_slice())
-    );
+    assert_reads(mount.join("machine/kernel"), "\n");
     // Stopped for good, it does not keep the mount from being taken away.
     qemu.stop();
     mount.unmount();

@@ -3,12 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use harness::sh::{quote, sh_start};
-use harness::truth::Object;
 use harness::*;
 use serde_json::{Value, json};
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// `find` shows every object, and as many names as there are properties.
 #[track_caller]

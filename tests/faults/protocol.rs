@@ -1,13 +1,10 @@
 //! Monitors that do what no good QEMU does, behind a real mount: one bad reply costs one request, and what cannot be
 //! trusted any more is given up.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use harness::child::Errno;
 use harness::*;
 use serde_json::json;
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// A tree with an object `/a` that has a good property, and others that a test makes bad.
 fn tree() -> ScriptedTree {
@@ -103,8 +100,7 @@ fn a_reply_that_cannot_be_decoded_costs_one_request() {
 #[test]
 fn a_listing_of_the_wrong_shape_costs_one_request() {
     let tree = tree();
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=0"]);
+    let (server, mount) = tree.mounted(&["-o", "entry_timeout=0"]);
     let shapes = [
         json!({}),
         json!(null),
@@ -254,8 +250,7 @@ fn events_come_between_and_in_pieces() {
         b"{\"timestamp\": {}, \"event\": \"X\", \"data\": \"\xff\"}\r\n",
     ];
     let tree = tree();
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=0"]);
+    let (server, mount) = tree.mounted(&["-o", "entry_timeout=0"]);
     for bytes in odd {
         server.send_raw(bytes);
         let before = Action::Many(vec![
@@ -299,10 +294,7 @@ fn a_greeting_that_is_held_back() {
     let server = Scripted::start_raw(&path, Vec::new(), |_, _| Action::Silence);
     let start = Instant::now();
     let out = session.run("qom-fuse -o timeout=0.5 vm.sock mnt");
-    assert!(
-        out.status == 1 && out.stderr.contains("another client holds this monitor"),
-        "{out}"
-    );
+    out.exits(1).says("another client holds this monitor");
     assert!(start.elapsed() < 10 * SECOND);
     drop(server);
 

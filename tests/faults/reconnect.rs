@@ -5,16 +5,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::child::Errno;
 use harness::server::Server;
-use harness::sh::{quote, sh_start};
 use harness::*;
 use parking_lot::Mutex;
 use serde_json::json;
 use tempfile::TempDir;
 
-const SECOND: Duration = Duration::from_secs(1);
-const SOON: Duration = Duration::from_secs(10);
 /// Listings that are kept this long must be dropped for another reason.
 const OPTIONS: [&str; 3] = ["-v", "-o", "reconnect,entry_timeout=60"];
 
@@ -72,10 +68,7 @@ each_qemu!(the_same_machine_comes_back, |which| {
         ] {
             let start = Instant::now();
             let out = sh(&format!("cd {point} && {command}"));
-            assert!(
-                out.status != 0 && out.stderr.contains("Transport endpoint is not connected"),
-                "{out}"
-            );
+            out.fails().says("Transport endpoint is not connected");
             assert!(
                 start.elapsed() < 3 * SECOND,
                 "{command} took {:?}",
@@ -473,10 +466,7 @@ each_qemu!(a_monitor_that_another_client_took_meanwhile, |which| {
 fn a_socket_that_was_never_there_is_an_error() {
     let session = Session::new();
     let out = session.run("qom-fuse -o reconnect /nowhere/vm.sock mnt");
-    assert!(
-        out.status == 1 && out.stderr.contains("/nowhere/vm.sock"),
-        "{out}"
-    );
+    out.exits(1).says("/nowhere/vm.sock");
     session.wait_ended(SOON);
 }
 

@@ -1,13 +1,10 @@
 //! A machine that changes: what another monitor sets, plugs and unplugs shows when it has to.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use harness::child::lstat;
 use harness::*;
 use serde_json::json;
 
-const SECOND: Duration = Duration::from_secs(1);
-const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];
 const TABLET: &str = "machine/peripheral/t";
 
 /// Plugs in the tablet `t`.
@@ -41,8 +38,7 @@ fn wait_gone(mount: &Mount) {
 }
 
 each_qemu!(the_next_cat_is_never_stale, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let (qemu, mount) = mounted(which, "q35", &[], &["-o", "entry_timeout=60"]);
     for round in 0..100 {
         let value = round % 2 == 0;
         qemu.truth()
@@ -60,8 +56,7 @@ each_qemu!(the_next_cat_is_never_stale, |which| {
 });
 
 each_qemu!(what_was_added_shows_within_entry_timeout, |which| {
-    let qemu = Qemu::start(which, "q35", &XHCI);
-    let mount = Mount::start(&qemu.socket(), &[]); // one second
+    let (qemu, mount) = mounted(which, "q35", &XHCI, &[]); // one second
     assert!(!listed(&mount));
     assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT));
     assert_eq!(lstat(mount.join("objects/o")).err(), Some(libc::ENOENT));
@@ -137,8 +132,7 @@ fn an_open_directory_brings_nothing_back() {
 }
 
 each_qemu!(the_same_id_plugged_again_is_another_one, |which| {
-    let qemu = Qemu::start(which, "q35", &XHCI);
-    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let (qemu, mount) = mounted(which, "q35", &XHCI, &["-o", "entry_timeout=60"]);
     let mut inodes = Vec::new();
     plug(&qemu, "0");
     for round in 0..10 {
@@ -159,8 +153,7 @@ each_qemu!(the_same_id_plugged_again_is_another_one, |which| {
 });
 
 each_qemu!(an_open_file_never_shows_another_object, |which| {
-    let qemu = Qemu::start(which, "q35", &XHCI);
-    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let (qemu, mount) = mounted(which, "q35", &XHCI, &["-o", "entry_timeout=60"]);
     plug(&qemu, "old");
     let (serial, attached) = (mount.join(TABLET).join("serial"), "attached");
     let pinned = Held::open(&serial, libc::O_RDONLY).expect("open");
@@ -197,8 +190,7 @@ each_qemu!(an_open_file_never_shows_another_object, |which| {
 });
 
 each_qemu!(not_even_when_its_name_is_taken_before_it_is_gone, |which| {
-    let qemu = Qemu::start(which, "q35", &XHCI);
-    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let (qemu, mount) = mounted(which, "q35", &XHCI, &["-o", "entry_timeout=60"]);
     plug(&qemu, "0");
     for round in 0..30 {
         let serial = mount.join(TABLET).join("serial");
@@ -231,8 +223,7 @@ fn a_reply_behind_the_event_is_another_objects() {
             tree.object(path);
         }
         tree.prop(place, "serial", "str", json!("old"));
-        let server = tree.serve();
-        let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60"]);
+        let (_server, mount) = tree.mounted(&["-o", "entry_timeout=60"]);
         let held = Held::open(mount.join(place).join("serial"), libc::O_RDONLY).expect("open");
         assert_eq!(held.read_at(0, 100), Ok(b"old\n".to_vec()));
         // Unplugged, and plugged again, between the request and its reply.
@@ -349,8 +340,7 @@ fn a_write_that_removes_other_properties() {
 }
 
 each_qemu!(without_entry_timeout_everything_shows_at_once, |which| {
-    let qemu = Qemu::start(which, "q35", &XHCI);
-    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=0"]);
+    let (qemu, mount) = mounted(which, "q35", &XHCI, &["-o", "entry_timeout=0"]);
     for round in 0..5 {
         assert!(!listed(&mount));
         assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT));

@@ -7,9 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
-use harness::child::act;
-use harness::helper::{Call, Seen, Step, now};
-use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -92,9 +89,7 @@ fn while_changing(qemu: &Qemu, work: impl FnOnce()) -> Vec<Vec<Truly>> {
         for (n, history) in history.iter_mut().enumerate() {
             number += 1;
             let from = now();
-            qemu.truth()
-                .set(&object(n), PROPERTY, json!(number))
-                .expect("set a number");
+            qemu.set(&object(n), PROPERTY, json!(number));
             if let Some(before) = history.last_mut() {
                 before.until = now();
             }
@@ -324,9 +319,7 @@ each_qemu!(
         for _ in 0..10 {
             for property in properties {
                 number += 1;
-                qemu.truth()
-                    .set(&object(3), property, json!(number))
-                    .expect("set a number");
+                qemu.set(&object(3), property, json!(number));
                 let out = sh(&format!("cat {}", quote(folder.join(property))));
                 assert_eq!(out.ok().text(), number.to_string(), "{which:?}: {property}");
             }
@@ -335,9 +328,7 @@ each_qemu!(
         assert_eq!(relay.count("qom-list-get"), 0, "{which:?}");
 
         // The same in one shell, which starts a process for each.
-        qemu.truth()
-            .set(&object(3), PROPERTY, json!(4711))
-            .expect("set a number");
+        qemu.set(&object(3), PROPERTY, json!(4711));
         let names = properties.join(" ");
         let out = sh_in(
             &folder,

@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use harness::sh::{quote, sh_start};
 use harness::*;
 
-const SECOND: Duration = Duration::from_secs(1);
 const READERS: usize = 50;
 
 /// Readers of one file, and of many, while QEMU is stopped.
 #[track_caller]
 fn all_end_in_time(which: Which, options: &[&str], timeout: Duration) {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), options);
+    let (qemu, mount) = mounted(which, "q35", &[], options);
     let point = quote(mount.path());
     let files = sh(&format!(
         "find {point}/machine -type f -name type | head -n {}",
@@ -40,10 +37,7 @@ fn all_end_in_time(which: Which, options: &[&str], timeout: Duration) {
     let end = start + timeout + 2 * SECOND;
     for reader in readers {
         let out = reader.finish(end.saturating_duration_since(Instant::now()));
-        assert!(
-            out.status == 1 && out.stderr.contains("Connection timed out"),
-            "{out}"
-        );
+        out.exits(1).says("Connection timed out");
     }
     assert!(start.elapsed() >= timeout, "{:?}", start.elapsed());
     // What is known is told, and what is not is refused at once.

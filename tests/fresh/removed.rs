@@ -1,13 +1,7 @@
 //! What is no longer in QEMU is gone in the mount, in listings and in the kernel, as soon as anything tells.
 
-use std::time::Duration;
-
-use harness::child::lstat;
-use harness::sh::quote;
 use harness::*;
 use serde_json::json;
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// A machine with an object `m`, mounted so that nothing expires, and looked at.
 #[track_caller]
@@ -60,8 +54,7 @@ fn a_property_that_is_gone_takes_nothing_else_along() {
         .object("/a")
         .prop("/a", "stays", "string", json!("here"))
         .prop("/a", "goes", "string", json!("here"));
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=3600"]);
+    let (_server, mount) = tree.mounted(&["-o", "entry_timeout=3600"]);
     sh_in(mount.path(), "cat a/stays a/goes").ok();
     let before = lstat(mount.join("a")).expect("an object").st_ino;
     tree.remove_prop("/a", "goes");
@@ -83,11 +76,10 @@ fn a_value_that_names_nothing_takes_nothing_along() {
         "peer",
         Action::error("DeviceNotFound", "Device 'nobody' not found"),
     );
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "entry_timeout=3600"]);
+    let (_server, mount) = tree.mounted(&["-o", "entry_timeout=3600"]);
     let before = lstat(mount.join("a")).expect("an object").st_ino;
     let out = sh(&format!("echo nobody > {}", quote(mount.join("a/peer"))));
-    assert!(out.fails().stderr.contains("No such file or directory"), "{out}");
+    out.fails().says("No such file or directory");
     assert_eq!(lstat(mount.join("a")).expect("still there").st_ino, before);
     assert_eq!(sh_in(mount.path(), "ls a").ok().lines(), ["peer", "type"]);
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::sh::{quote, sh_deadline, sh_start};
 use harness::*;
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;

@@ -7,12 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::hostile::{Watch, listing, log_is_clean, server, still_serves, valued};
-use harness::sh::{quote, sh_deadline};
 use harness::*;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(60);
 
 /// One at a time: each takes memory, here too.
@@ -122,10 +120,7 @@ fn long_listings_for_many_who_hold_them() {
             "another error"
         );
         assert!(held.iter().any(Result::is_err), "all of it was held");
-        assert_eq!(
-            read_file(mount.join("o/good")).as_deref(),
-            Ok(b"good\n".as_slice())
-        );
+        assert_reads(mount.join("o/good"), "good\n");
         drop(held);
         assert!(open(23).is_ok());
         watch.stayed_small(&format!("long listings, list_get={list_get}"));

@@ -5,13 +5,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use harness::child::lstat;
-use harness::mountinfo::mounts;
-use harness::proc::{is_root, signal};
-use harness::sh::quote;
 use harness::*;
 
-const SOON: Duration = Duration::from_secs(10);
 const CYCLES: usize = 200;
 const AT_ONCE: usize = 4;
 
@@ -98,7 +93,7 @@ fn two_daemons_at_one_mount_point() {
         let served = outs.iter().filter(|out| out.status == 0).count();
         assert!(served >= 1, "round {round}: {} {}", outs[0], outs[1]);
         for out in outs.iter().filter(|out| out.status != 0) {
-            assert!(out.stderr.contains("already"), "{out}");
+            out.says("already");
         }
         assert_eq!(session.run("cat mnt/machine/type").ok().text(), "none-machine");
         for left in (0..served).rev() {
@@ -229,7 +224,7 @@ fn a_mount_whose_connection_is_cut() {
     let there = || fs::read_link(&cwd).is_ok_and(|cwd| cwd.starts_with(session.mnt()));
     assert!(wait_until(SOON, there), "nobody sits in the mount");
     let cut = session.run(&format!("{} umount -f mnt", as_root()));
-    assert!(cut.stderr.contains("busy"), "{cut}");
+    cut.says("busy");
     session.wait_ended(SOON);
     drop(sitting);
     assert!(session.info().is_none());

@@ -7,10 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::child::{list_dirs, read_files};
-use harness::sh::{quote, sh_deadline};
-use harness::shown::{Shown, truth_of, values};
-use harness::truth::Object;
+use harness::shown::values;
 use harness::*;
 use serde_json::json;
 
@@ -238,8 +235,7 @@ fn resident(pid: u32) -> i64 {
 
 #[track_caller]
 fn load(which: Which) {
-    let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=x"]);
-    let mount = Mount::start(&qemu.socket(), &[]); // first, for QEMU shows who is connected
+    let (qemu, mount) = mounted(which, "q35", &["-device", "qemu-xhci,id=x"], &[]); // first, for QEMU shows who is connected
     let expected = Expected::learn(qemu.truth());
     let (mount, expected) = (&mount, &expected);
     let end = Instant::now() + WARM_UP + duration();

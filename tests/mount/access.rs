@@ -1,15 +1,9 @@
 //! Who gets in: the mounting user alone, unless other users are let in, and then as the modes say.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
-use harness::child::{Errno, lstat};
-use harness::sh::{Out, quote};
-use harness::user::NOBODY;
 use harness::*;
 use serde_json::json;
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// Runs a script as the users 0, nobody, or any other, whoever runs the tests. Who is not root needs sudo for that.
 #[track_caller]
@@ -27,10 +21,7 @@ fn run_as(user: u32, group: u32, script: &str) -> Out {
 
 #[track_caller]
 fn refused(out: &Out) {
-    assert!(
-        out.status != 0 && out.stderr.contains("Permission denied"),
-        "{out}"
-    );
+    out.fails().says("Permission denied");
 }
 
 /// A mount in a folder that everybody may pass.
@@ -68,10 +59,7 @@ each_qemu!(others_are_kept_out_by_default, |which| {
             NOBODY,
             &format!("echo x > {point}/machine/kernel"),
         ));
-        assert_eq!(
-            read_file(mount.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
+        assert_reads(mount.join("machine/type"), "none-machine\n");
         mount.unmount();
     }
     assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("")));
@@ -102,7 +90,7 @@ fn root_is_kept_out_too() {
         refused(&run_as(1, 1, &format!("cat {point}/machine/type")));
         user.run("fusermount3 -u mnt").ok();
     } else {
-        assert!(out.stderr.contains("user_allow_other"), "{out}");
+        out.says("user_allow_other");
     }
     user.session.wait_ended(SOON);
 }

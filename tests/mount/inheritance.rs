@@ -2,13 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
-use harness::mount::Launch;
-use harness::sh::quote;
 use harness::*;
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// What a shell that takes a command's place has open: `number -> what`, a line each. Without its own three, and
 /// without the one by which `ls` reads the folder.
@@ -67,10 +62,7 @@ each_qemu!(a_qemu_that_is_started_gets_its_own_monitor_only, |which| {
         met += 1;
     }
     assert!(met >= 1, "no QEMU");
-    assert_eq!(
-        read_file(mount.join("machine/type")).as_deref(),
-        Ok(b"none-machine\n".as_slice())
-    );
+    assert_reads(mount.join("machine/type"), "none-machine\n");
 });
 
 // fusermount3 is given what it mounts on and the socket by which it hands over the device: nothing of QEMU's.

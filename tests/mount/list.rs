@@ -4,7 +4,6 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use harness::sh::{Background, quote};
 use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);

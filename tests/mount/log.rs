@@ -4,15 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::time::Duration;
 
-use harness::mount::Launch;
-use harness::proc::signal;
-use harness::sh::quote;
 use harness::*;
 use serde_json::json;
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// Mounts with these options, reads a value, is refused another, and is unmounted; gives the log.
 #[track_caller]
@@ -110,7 +104,7 @@ fn a_log_file_that_cannot_be_opened_stops_the_mount() {
         .socket(qemu.socket())
         .background();
     let out = out.err().expect("a refusal");
-    assert!(out.status == 1 && out.stderr.contains(file), "{out}");
+    out.exits(1).says(file);
 }
 
 /// A server with a value, `good`, and one, `bad`, that cannot be read, in so many words.
@@ -173,10 +167,7 @@ fn a_log_file_that_is_a_pipe_without_a_reader_stops_the_mount() {
         quote(server.socket())
     );
     let out = session.run(&script);
-    assert!(
-        out.status == 1 && out.stderr.contains("nobody reads this pipe"),
-        "{out}"
-    );
+    out.exits(1).says("nobody reads this pipe");
 }
 
 /// What came to a socket of syslog so far.

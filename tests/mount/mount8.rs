@@ -4,8 +4,6 @@
 use std::fs;
 use std::path::Path;
 
-use harness::proc::is_root;
-use harness::sh::quote;
 use harness::*;
 
 /// Where mount.fuse3 finds programs even if it was started without a PATH.
@@ -73,7 +71,7 @@ each_qemu!(mount_and_umount, |which| {
         lines[2]
     );
     assert_eq!(lines[3..], ["none-machine"]);
-    assert!(out.stderr.contains("Read-only file system"), "{out}");
+    out.says("Read-only file system");
 });
 
 /// Started by the system, it has hardly an environment: no PATH and no HOME.
@@ -100,10 +98,7 @@ fn a_mount_that_fails_says_so_to_mount() {
     );
     out.ok();
     let missing = session.dir().join("no-such-socket").display().to_string();
-    assert!(
-        out.stderr.contains(&missing) && out.stderr.contains("bogus"),
-        "{out}"
-    );
+    out.says(&missing).says("bogus");
 }
 
 // Lines as they are written in /etc/fstab.
@@ -160,7 +155,7 @@ fn a_machine_that_is_not_there_does_not_stop_the_others() {
     let lines = out.ok().lines();
     assert_eq!(lines[1], "none-machine", "{out}");
     assert!(lines[0] == "all" || lines[0] == "some: 64", "{out}");
-    assert!(out.stderr.contains("off.sock"), "{out}");
+    out.says("off.sock");
 }
 
 /// systemd's own reading of an fstab line: an automount unit, and a mount unit that it starts.

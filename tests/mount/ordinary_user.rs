@@ -2,14 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::time::Duration;
 
-use harness::child::lstat;
-use harness::proc::signal;
 use harness::*;
 use serde_json::json;
-
-const SOON: Duration = Duration::from_secs(10);
 
 each_qemu!(an_ordinary_user_mounts_reads_writes_and_unmounts, |which| {
     let qemu = Qemu::start(which, "none", &[]);
@@ -50,11 +45,8 @@ each_qemu!(an_ordinary_user_mounts_reads_writes_and_unmounts, |which| {
         user.session.wait_ended(SOON);
     }
     user.run("qom-fuse -o ro vm.sock mnt").ok();
-    assert!(
-        user.run("echo more > mnt/machine/kernel")
-            .stderr
-            .contains("Read-only file system")
-    );
+    user.run("echo more > mnt/machine/kernel")
+        .says("Read-only file system");
     assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("mine")));
     user.run("fusermount3 -u mnt").ok();
     user.session.wait_ended(SOON);
@@ -111,21 +103,12 @@ fn what_fusermount_refuses_is_said() {
         .ok();
     if !user.as_user.is_empty() {
         let out = user.run("qom-fuse vm.sock theirs");
-        assert!(
-            out.status == 1 && out.stderr.contains("cannot mount on theirs"),
-            "{out}"
-        );
+        out.exits(1).says("cannot mount on theirs");
         let out = user.run("qom-fuse vm.sock closed/mnt");
-        assert!(
-            out.status == 1 && out.stderr.contains("closed/mnt") && out.stderr.contains("ermission denied"),
-            "{out}"
-        );
+        out.exits(1).says("closed/mnt").says("ermission denied");
         fs::set_permissions(qemu.socket(), fs::Permissions::from_mode(0o700)).expect("close the socket");
         let out = user.run("qom-fuse vm.sock mnt");
-        assert!(
-            out.status == 1 && out.stderr.contains("vm.sock") && out.stderr.contains("another user"),
-            "{out}"
-        );
+        out.exits(1).says("vm.sock").says("another user");
         fs::set_permissions(qemu.socket(), fs::Permissions::from_mode(0o777)).expect("open the socket");
     }
     let allowed = fs::read_to_string("/etc/fuse.conf")
@@ -134,10 +117,7 @@ fn what_fusermount_refuses_is_said() {
     if allowed {
         assert_eq!(out.ok().stderr, "");
     } else {
-        assert!(
-            out.status == 1 && out.stderr.contains("user_allow_other"),
-            "{out}"
-        );
+        out.exits(1).says("user_allow_other");
     }
     let out = user.run("PATH=$PWD:/nowhere; qom-fuse vm.sock mnt");
     assert!(

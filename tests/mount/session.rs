@@ -3,14 +3,9 @@
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
-use harness::mount::Launch;
-use harness::sh::quote;
 use harness::*;
 use serde_json::json;
-
-const SOON: Duration = Duration::from_secs(10);
 
 each_qemu!(the_session_of_the_design, |which| {
     let qemu = Qemu::start(which, "q35", &[]);
@@ -172,10 +167,7 @@ fn an_inherited_descriptor() {
                 false => launch.background().unwrap_or_else(|out| panic!("{out}")),
             };
             drop(stream);
-            assert_eq!(
-                read_file(mount.join("machine/type")).as_deref(),
-                Ok(b"none-machine\n".as_slice())
-            );
+            assert_reads(mount.join("machine/type"), "none-machine\n");
             assert_eq!(mount.info().expect("a mount").source, *socket);
             mount.unmount();
             // Nobody else has kept the connection: QEMU's monitor is free for the next client.
@@ -189,7 +181,7 @@ fn an_inherited_descriptor() {
         ("fd:987".to_owned(), Launch::new()),
     ] {
         let out = launch.socket(&socket).background().err().expect("no socket");
-        assert!(out.status == 1 && out.stderr.contains(&socket), "{out}");
+        out.exits(1).says(&socket);
     }
 }
 
@@ -320,10 +312,7 @@ each_qemu!(a_socket_in_a_deep_folder, |which| {
         quote(&deep),
         quote(session.mnt())
     ));
-    assert!(
-        missing.status == 1 && missing.stderr.contains("is QEMU running"),
-        "{missing}"
-    );
+    missing.exits(1).says("is QEMU running");
     harness::proc::signal(qemu.pid() as i32, libc::SIGKILL);
     qemu.finish(SOON);
 });
@@ -340,8 +329,5 @@ fn a_socket_in_a_deep_folder_without_proc() {
         "exec unshare --mount --propagation private bash -c {}",
         quote(script)
     ));
-    assert!(
-        out.status == 1 && out.stderr.contains("can only be reached where /proc is mounted"),
-        "{out}"
-    );
+    out.exits(1).says("can only be reached where /proc is mounted");
 }

@@ -5,10 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::sh::quote;
 use harness::*;
-
-const SOON: Duration = Duration::from_secs(10);
 
 each_qemu!(when_it_returns_ls_works_at_once, |which| {
     let qemu = Qemu::start(which, "none", &[]);
@@ -283,7 +280,7 @@ fn stopped(which: Which) {
 
     let holder = Truth::connect(&qemu.socket()).expect("be the first client");
     let out = session.run("qom-fuse -o timeout=0.5 vm.sock mnt");
-    assert!(out.stderr.contains("another client holds this monitor"), "{out}");
+    out.says("another client holds this monitor");
     qemu.stop();
     is_stopped();
     drop(holder);
@@ -342,7 +339,7 @@ fn a_mount_point_that_is_none() {
 
     // Two that mount at one place lock it; whoever else does must not keep them for ever.
     let out = session.run("exec flock mnt qom-fuse vm.sock mnt");
-    assert!(out.status == 1 && out.stderr.contains("locked"), "{out}");
+    out.exits(1).says("locked");
 
     session.run("qom-fuse vm.sock mnt").ok();
     for command in [
@@ -352,10 +349,7 @@ fn a_mount_point_that_is_none() {
     ] {
         let out = session.run(command);
         assert_eq!(out.status, 1, "{out}");
-        assert!(
-            out.stderr.contains("mnt") && out.stderr.contains("already"),
-            "{out}"
-        );
+        out.says("mnt").says("already");
     }
     assert_eq!(
         session.run("cat mnt/machine/type").ok().text(),

@@ -5,8 +5,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::proc::{is_root, signal};
-use harness::sh::quote;
 use harness::*;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -131,10 +129,7 @@ fn its_command_mounts_and_says_when() {
         let mut buffer = [0; 100];
         let length = ready.recv(&mut buffer).expect("news of readiness");
         assert_eq!(&buffer[..length], b"READY=1\n");
-        assert_eq!(
-            read_file(point.join("machine/type")).as_deref(),
-            Ok(b"none-machine\n".as_slice())
-        );
+        assert_reads(point.join("machine/type"), "none-machine\n");
         // KillMode=control-group: all of its processes are told.
         assert_eq!(value(&unit, "KillMode"), "control-group");
         for pid in session.pids() {

@@ -1,23 +1,18 @@
 //! Reading a mounted property: an open pins one value, whatever the offsets and lengths, and however it changes meanwhile.
 
-use harness::child::lstat;
-use harness::sh::{quote, sh_start};
 use harness::*;
 use serde_json::json;
 
 /// A small machine whose `kernel` is a string that can be set at any time.
 #[track_caller]
 fn machine(which: Which) -> (Qemu, Mount) {
-    let qemu = Qemu::start(which, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "none", &[], &[]);
     (qemu, mount)
 }
 
 #[track_caller]
 fn set(qemu: &Qemu, text: &str) {
-    qemu.truth()
-        .set("/machine", "kernel", json!(text))
-        .expect("set a string");
+    qemu.set("/machine", "kernel", json!(text));
 }
 
 #[track_caller]
@@ -176,10 +171,7 @@ fn a_slow_getter_is_asked_once() {
     for exists in [false, true] {
         let server = tree.with_list_get(exists).serve();
         let mount = Mount::start(server.socket(), &[]);
-        assert_eq!(
-            read_file(mount.join("a/slow")).as_deref(),
-            Ok(b"slow\n".as_slice())
-        );
+        assert_reads(mount.join("a/slow"), "slow\n");
         assert_eq!((server.count("qom-get"), server.count("qom-list-get")), (1, 0));
     }
 }
@@ -190,8 +182,7 @@ fn three_megabytes_are_exact() {
     let tree = ScriptedTree::new()
         .object("/a")
         .prop("/a", "text", "string", json!(text));
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (_server, mount) = tree.mounted(&[]);
     let file = mount.join("a/text");
     let expected = format!("{text}\n").into_bytes();
     assert!(read_file(&file).as_deref() == Ok(&expected));
@@ -280,5 +271,5 @@ fn what_is_no_file_is_not_read_as_one() {
     assert_eq!(read_file(mount.join("nothing/at/all")), Err(libc::ENOENT));
     assert_eq!(child::read_link(mount.join("machine/type")), Err(libc::EINVAL));
     let strange = sh_in(mount.path(), "cat $'machine/\\377\\376'");
-    assert!(strange.stderr.contains("No such file or directory"), "{strange}");
+    strange.says("No such file or directory");
 }

@@ -4,16 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use harness::child::act;
-use harness::child::lstat;
-use harness::helper::{Call, Step};
 use harness::mirror::{CLOCKS, Copy, Found, Told, text_of};
-use harness::sh::quote;
-use harness::shown::link_text;
 use harness::*;
 use serde_json::{Value, json};
 
-const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];
 /// More than any value here.
 const ALL: usize = 1 << 20;
 
@@ -39,8 +33,7 @@ fn values(qemu: &Qemu, path: &str) -> BTreeMap<String, String> {
 }
 
 each_qemu!(unread_files_show_4096_and_read_ones_their_length, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (_qemu, mount) = mounted(which, "q35", &[], &[]);
     let out = sh_in(mount.path(), "find . -type f -printf '%s\\n' | sort | uniq -c");
     let (count, size) = out.ok().text().trim().split_once(' ').expect("one line");
     assert_eq!(size, "4096");
@@ -57,8 +50,7 @@ each_qemu!(unread_files_show_4096_and_read_ones_their_length, |which| {
 });
 
 each_qemu!(a_link_is_as_long_as_its_target, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "q35", &[], &[]);
     for link in ["memory-backend", "confidential-guest-support"] {
         let target = qemu.truth().get("/machine", link).expect("a link");
         let expected = link_text("/machine", link, target.as_str().expect("a path"));
@@ -77,8 +69,7 @@ each_qemu!(a_link_is_as_long_as_its_target, |which| {
 });
 
 each_qemu!(fstat_after_open_is_exact_for_every_property, |which| {
-    let qemu = Qemu::start(which, "q35", &XHCI);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "q35", &XHCI, &[]);
     for object in ["/machine", "/machine/peripheral/x"] {
         let values = values(&qemu, object);
         assert!(values.len() > 15, "{object}: {values:?}");
@@ -104,8 +95,7 @@ each_qemu!(fstat_follows_the_value_from_open_to_open, |which| {
 });
 
 each_qemu!(alternating_opens_each_read_their_own_value, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &["-o", "entry_timeout=60"]);
+    let (qemu, mount) = mounted(which, "q35", &[], &["-o", "entry_timeout=60"]);
     let mut before: Option<(Held, Vec<u8>)> = None;
     for round in 0..20 {
         let text = append(&qemu, if round % 2 == 0 { 9000 + round } else { round });
@@ -145,8 +135,7 @@ fn a_listing_leaves_the_size_of_an_open_file_alone() {
 }
 
 each_qemu!(reading_again_from_the_start_fetches_anew_with_its_size, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "q35", &[], &[]);
     let first = append(&qemu, 30);
     let held = Held::open(mount.join("machine/append"), libc::O_RDONLY).expect("open");
     let second = append(&qemu, 5000);

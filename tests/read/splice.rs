@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use harness::sh::{quote, sh_start};
 use harness::*;
 use serde_json::json;
 
@@ -43,8 +42,7 @@ fn readers(file: &str) -> Vec<String> {
 
 #[track_caller]
 fn every_length(which: Which) {
-    let qemu = Qemu::start(which, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &["-o", "timeout=30"]);
+    let (qemu, mount) = mounted(which, "none", &[], &["-o", "timeout=30"]);
     let file = quote(mount.join("machine/append"));
     // Lengths at the end of a page, of a READ, and beside them.
     let lengths = [
@@ -55,9 +53,7 @@ fn every_length(which: Which) {
         for length in lengths {
             let letter = char::from(b'a' + turn as u8);
             let text: String = std::iter::repeat_n(letter, length).collect();
-            qemu.truth()
-                .set("/machine", "append", json!(text))
-                .expect("set a string");
+            qemu.set("/machine", "append", json!(text));
             let out = sh_in(qemu.dir(), &reader);
             assert!(
                 out.ok().stdout == format!("{text}\n").into_bytes(),
@@ -79,8 +75,7 @@ fn every_reader_of_a_new_qemu_gets_the_whole_value() {
 }
 
 each_qemu!(a_value_just_written_is_read_whole, |which| {
-    let qemu = Qemu::start(which, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "none", &[], &[]);
     let (flag, text) = (
         quote(mount.join("machine/dump-guest-core")),
         quote(mount.join("machine/append")),
@@ -139,8 +134,7 @@ for round in range(150):
     for child in children: os.waitpid(child, 0)
     for again in range(2):
         if read() != b'false\\n': print(round, again, read())";
-    let qemu = Qemu::start(which, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (_qemu, mount) = mounted(which, "none", &[], &[]);
     let flag = quote(mount.join("machine/dump-guest-core"));
     let out = sh(&format!("python3 -c {} {flag}", quote(script)));
     assert_eq!(out.ok().text(), "", "{which:?}");
@@ -154,9 +148,7 @@ each_qemu!(it_takes_no_further_request, |which| {
     let file = quote(mount.join("machine/append"));
     sh(&format!("stat {file}")).ok();
     for reader in readers(&file) {
-        qemu.truth()
-            .set("/machine", "append", json!("x".repeat(10_000)))
-            .expect("set a string");
+        qemu.set("/machine", "append", json!("x".repeat(10_000)));
         relay.reset();
         sh_in(qemu.dir(), &reader).ok();
         // uutils' cp reads it a second time, from the start.

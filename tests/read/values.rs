@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use harness::child::lstat;
 use harness::mirror::{CLOCKS, text_of};
-use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -98,8 +96,7 @@ fn every_kind_of_value_is_shown() {
     for (number, value) in FLOATS.iter().enumerate() {
         tree.prop("/a", &format!("f{number}"), "number", json!(value));
     }
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (_server, mount) = tree.mounted(&[]);
     for (number, (value, text)) in SHOWN.iter().enumerate() {
         let file = mount.join(&format!("a/p{number}"));
         let shown = format!("{text}\n").into_bytes();
@@ -191,8 +188,7 @@ fn values_of_20_mb_are_read_exactly() {
         assert!(text.len() > 10_000_000, "{name}: {}", text.len());
         std::fs::write(dir.path().join(name), text).expect("write a file to compare with");
     }
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "timeout=60"]);
+    let (server, mount) = tree.mounted(&["-o", "timeout=60"]);
     for (name, value) in &values {
         let (file, copy) = (quote(mount.join("a").join(name)), quote(dir.path().join(name)));
         let limit = Duration::from_secs(150); // 20 MB are much for an unoptimized build

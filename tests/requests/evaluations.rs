@@ -6,9 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
-use harness::child::act;
-use harness::helper::{Call, Seen, Step, now};
-use harness::script::{GREETING, GREETING_NEW};
 use harness::*;
 use serde_json::{Value, json};
 

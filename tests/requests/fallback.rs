@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use harness::child::act;
-use harness::helper::{Call, Seen, Step};
-use harness::script::GREETING_NEW;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -74,8 +71,7 @@ fn an_object_that_vanishes_during_a_walk_harms_no_other() {
         tree.remove("/c").prop("/", "c", "child<container>", json!("/c"));
         let mut shown = false;
         for _ in 0..TRIES {
-            let server = tree.serve();
-            let mount = Mount::start(server.socket(), &[]);
+            let (server, mount) = tree.mounted(&[]);
             let out = sh_in(mount.path(), "grep -r . | sort");
             let mut printed = out.lines();
             printed.sort_unstable();
@@ -102,8 +98,7 @@ fn values_too_large_to_be_held_for_many_are_exact_all_the_same() {
             tree.prop(object, "large", "string", json!(object.repeat(bytes / 2)));
         }
         let shown = (0..TRIES).any(|_| {
-            let server = tree.serve();
-            let mount = Mount::start(server.socket(), &[]);
+            let (server, mount) = tree.mounted(&[]);
             let out = sh_in(mount.path(), "grep -rh . | tr -d '\\n' | wc -c");
             let small = "123".len() + "container".len();
             let expected = 5 * small + 4 * bytes + "container".len();
@@ -124,8 +119,7 @@ fn a_refusal_that_came_ahead_grows_old_as_a_value_does() {
         "y",
         Action::error("GenericError", "No crash occurred"),
     );
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (server, mount) = tree.mounted(&[]);
     let step = |path: &str, action| Step::new(&mount.join(path), action);
     let seen = act(&[
         step("a", Call::List),

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use harness::child::act;
-use harness::helper::{Call, Step};
 use harness::rig::{get, values};
 use harness::*;
 use serde_json::Value;

@@ -4,11 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::Duration;
 
-use harness::child::act;
-use harness::helper::{Call, Step};
-use harness::rig::{Asked, PAUSE, evaluations, get, list, values};
-use harness::sh::sh_start;
-use harness::truth::Object;
+use harness::rig::{Asked, evaluations, get, list, values};
 use harness::*;
 
 /// How often a walk is tried: one that the machine holds up for too long must ask again for what was asked for ahead.

@@ -1,7 +1,6 @@
 //! Programs that write a value in pieces: a newline of its own ends it, anything else is refused, and none ends with
 //! exit status 0 and half a value set.
 
-use harness::sh::quote;
 use harness::*;
 use serde_json::json;
 
@@ -14,8 +13,7 @@ fn string_of(qemu: &Qemu) -> String {
 }
 
 each_qemu!(a_newline_in_a_write_of_its_own_ends_the_value, |which| {
-    let qemu = Qemu::start(which, "none", &ARGS);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "none", &ARGS, &[]);
     let file = quote(mount.join("machine/append"));
     for (command, value) in [
         (format!("(printf hello; echo) > {file}"), "hello"),
@@ -55,8 +53,7 @@ each_qemu!(a_newline_in_a_write_of_its_own_ends_the_value, |which| {
 });
 
 each_qemu!(the_rest_of_a_cut_value_is_refused, |which| {
-    let qemu = Qemu::start(which, "none", &ARGS);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "none", &ARGS, &[]);
     let file = quote(mount.join("machine/append"));
     let large = quote(qemu.dir().join("large"));
     sh(&format!("seq 40000 > {large}")).ok();
@@ -110,8 +107,7 @@ for text in (b\"lo\", b\"lo\", b\"\\n\"):
 // Tools that set the mode of what they copy to.
 each_qemu!(copying_into_a_property_sets_it, |which| {
     let copy = "require(\"fs\").copyFileSync(process.argv[1], process.argv[2])";
-    let qemu = Qemu::start(which, "none", &ARGS);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "none", &ARGS, &[]);
     let (from, file) = (
         quote(qemu.dir().join("from")),
         quote(mount.join("machine/append")),

@@ -1,6 +1,5 @@
 //! What must not be done to a machine by a stray `echo`, and sizes as people write them.
 
-use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -34,7 +33,7 @@ each_qemu!(nothing_is_unrealized, |which| {
     for (number, file) in files.iter().enumerate() {
         let word = ["off", "false", "0", "no"][number % 4];
         let out = sh_in(mount.path(), &format!("echo {word} > '{file}'"));
-        assert!(out.fails().stderr.contains("Operation not permitted"), "{out}");
+        out.fails().says("Operation not permitted");
     }
     assert_eq!(relay.count("qom-set"), 0, "{which:?}");
     let words = sh(&format!(
@@ -44,7 +43,7 @@ each_qemu!(nothing_is_unrealized, |which| {
     assert!(words.ok().text().contains("device_del"), "{words}");
     // What `cat` printed can be written back.
     let file = mount.join("machine/peripheral/vm/realized");
-    assert_eq!(read_file(&file).as_deref(), Ok(b"true\n".as_slice()));
+    assert_reads(&file, "true\n");
     assert_eq!(write_file(&file, b"true\n"), Ok(()));
     assert_eq!(
         qemu.truth().get("/machine/peripheral/vm", "realized"),
@@ -53,8 +52,7 @@ each_qemu!(nothing_is_unrealized, |which| {
 });
 
 each_qemu!(sizes_are_taken_as_people_write_them, |which| {
-    let qemu = Qemu::start(which, "q35", &MEMORY);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(which, "q35", &MEMORY, &[]);
     let file = quote(mount.join("machine/peripheral/vm/requested-size"));
     let get = || {
         qemu.truth()

@@ -1,6 +1,5 @@
 //! `-o ro`, as the server sees it: whatever is tried, nothing but reads is ever sent.
 
-use harness::sh::quote;
 use harness::*;
 use serde_json::json;
 
@@ -101,7 +100,7 @@ fn nothing_but_reads_is_sent() {
             ))
             .ok();
             only_reads(&server, "reading");
-            assert_eq!(read_file(mount.join("o/p")).as_deref(), Ok(b"kept\n".as_slice()));
+            assert_reads(mount.join("o/p"), "kept\n");
             mount.unmount();
         }
         assert!(server.count("qom-get") > 0);
@@ -115,8 +114,7 @@ fn nothing_but_reads_is_sent() {
 #[test]
 fn nor_after_a_reconnection() {
     let tree = tree();
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &["-o", "ro,reconnect"]);
+    let (server, mount) = tree.mounted(&["-o", "ro,reconnect"]);
     for _ in 0..3 {
         assert_eq!(write_file(mount.join("o/p"), b"x"), Err(libc::EROFS));
         server.drop_client();

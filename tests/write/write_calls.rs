@@ -2,9 +2,6 @@
 
 use std::path::Path;
 
-use harness::child::{Errno, write_flags};
-use harness::helper::{Call, Step};
-use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -31,8 +28,7 @@ fn a_large_value_arrives_whole_or_not_at_all() {
     let tree = ScriptedTree::new()
         .object("/a")
         .prop("/a", "text", "string", json!("before"));
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (server, mount) = tree.mounted(&[]);
     let file = mount.join("a/text");
     for length in [4096, 4097, 131_072, 131_073, 1_000_000, MOST] {
         let text: String = ('a'..='z').cycle().take(length).collect();
@@ -64,14 +60,13 @@ fn a_large_value_arrives_whole_or_not_at_all() {
         quote(&too_large),
         quote(&file)
     ));
-    assert!(out.status == 1 && out.stderr.contains("File too large"), "{out}");
+    out.exits(1).says("File too large");
     assert_eq!(sets(&server), [] as [Value; 0]); // a listing may have expired meanwhile
-    assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
+    assert_reads(&file, "before\n");
 }
 
 each_qemu!(a_real_qemu_takes_a_large_value, |which| {
-    let qemu = Qemu::start(which, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &["-o", "timeout=30"]);
+    let (qemu, mount) = mounted(which, "none", &[], &["-o", "timeout=30"]);
     let text: String = ('a'..='z').cycle().take(300_000).collect();
     assert_eq!(write_file(mount.join("machine/append"), text.as_bytes()), Ok(()));
     assert!(qemu.truth().get("/machine", "append") == Ok(json!(text)));
@@ -86,11 +81,9 @@ each_qemu!(what_is_no_utf8_is_never_sent, |which| {
     let qemu = Qemu::start(which, "none", &[]);
     let relay = Relay::start(qemu.dir(), &qemu.socket());
     let mount = Mount::start(relay.socket(), &[]);
-    qemu.truth()
-        .set("/machine", "kernel", json!("before"))
-        .expect("set a string");
+    qemu.set("/machine", "kernel", json!("before"));
     let file = mount.join("machine/kernel");
-    assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
+    assert_reads(&file, "before\n");
     relay.reset();
     let texts: [&[u8]; 5] = [
         b"\xff",
@@ -103,17 +96,11 @@ each_qemu!(what_is_no_utf8_is_never_sent, |which| {
         assert_eq!(write_file(&file, bytes), Err(libc::EINVAL), "{bytes:?}");
     }
     let out = sh(&format!("printf 'M\\374ller\\n' > {}", quote(&file)));
-    assert!(
-        out.status == 1 && out.stderr.contains("write error: Invalid argument"),
-        "{out}"
-    );
+    out.exits(1).says("write error: Invalid argument");
     assert_eq!(relay.requests(), Vec::<String>::new());
     // QEMU and the mount are in step: each gets the answer to its own question.
-    assert_eq!(read_file(&file).as_deref(), Ok(b"before\n".as_slice()));
-    assert_eq!(
-        read_file(mount.join("machine/type")).as_deref(),
-        Ok(b"none-machine\n".as_slice())
-    );
+    assert_reads(&file, "before\n");
+    assert_reads(mount.join("machine/type"), "none-machine\n");
     assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("before")));
 });
 
@@ -162,8 +149,7 @@ fn a_property_that_cannot_be_read_can_be_written() {
     let tree = ScriptedTree::new()
         .object("/a")
         .unreadable("/a", "secret", "string");
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (server, mount) = tree.mounted(&[]);
     let file = mount.join("a/secret");
     assert_eq!(read_file(&file), Err(libc::EACCES));
     assert_eq!(write_file(&file, b"hidden\n"), Ok(()));
@@ -172,8 +158,7 @@ fn a_property_that_cannot_be_read_can_be_written() {
 
 #[test]
 fn flags_of_open_make_no_difference() {
-    let qemu = Qemu::start(Which::Old, "none", &[]);
-    let mount = Mount::start(&qemu.socket(), &[]);
+    let (qemu, mount) = mounted(Which::Old, "none", &[], &[]);
     let file = mount.join("machine/kernel");
     let flags = [
         0,

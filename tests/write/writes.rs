@@ -1,6 +1,5 @@
 //! Writes to a mounted machine: what QEMU then holds, as its second socket tells, or why it refused.
 
-use harness::sh::quote;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -216,8 +215,7 @@ fn one_retry_and_no_more() {
         .prop("/a", "outer", "Pair", json!("x"));
     tree.hook("qom-set", "/a", "contrary", refused("contrary", "string"));
     tree.hook("qom-set", "/a", "outer", refused("outer.inner", "string"));
-    let server = tree.serve();
-    let mount = Mount::start(server.socket(), &[]);
+    let (server, mount) = tree.mounted(&[]);
     let cases = [
         ("flag", "yes", Ok(()), vec![json!(true), json!("yes")]),
         ("addr", "0x10", Ok(()), vec![json!("0x10"), json!(16)]),

@@ -99,6 +99,14 @@ pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, Errno> {
     call(path, Call::Read).map(|seen| seen.data)
 }
 
+/// Fails the test unless a file holds this text.
+#[track_caller]
+pub fn assert_reads(path: impl AsRef<Path>, text: &str) {
+    let found = read_file(path.as_ref());
+    let found = found.as_deref().map(String::from_utf8_lossy);
+    assert_eq!(found.as_deref(), Ok(text), "{}", path.as_ref().display());
+}
+
 /// Writes to an existing file with a single write(2), as `printf %s DATA > FILE` does.
 #[track_caller]
 pub fn write_file(path: impl AsRef<Path>, data: &[u8]) -> Result<(), Errno> {

@@ -7,6 +7,7 @@
 #![allow(clippy::new_without_default)]
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub mod child;
 pub mod helper;
@@ -28,19 +29,34 @@ pub mod tree;
 pub mod truth;
 pub mod user;
 
-pub use child::{Held, read_file, write_file};
+pub use child::{
+    Child, Errno, Held, act, assert_reads, get_xattr, list_dirs, lstat, read_file, read_files, read_link,
+    resolve, write_file, write_flags,
+};
+pub use helper::{Call, Seen, Step, now};
 pub use libvirt::Libvirt;
-pub use mount::Mount;
-pub use proc::wait_until;
+pub use mount::{Launch, Mount};
+pub use mountinfo::mounts;
+pub use proc::{is_root, signal, wait_until};
 pub use qemu::{Qemu, Which};
 pub use relay::Relay;
-pub use rig::Rig;
-pub use script::{Action, Scripted};
+pub use rig::{PAUSE, Rig, mounted};
+pub use script::{Action, GREETING, GREETING_NEW, GREETING_PROXY, Scripted};
 pub use session::Session;
-pub use sh::{Out, sh, sh_deadline, sh_in};
+pub use sh::{Background, Out, quote, sh, sh_deadline, sh_in, sh_start};
+pub use shown::{Shown, link_text, truth_of};
 pub use tree::ScriptedTree;
-pub use truth::{QmpError, Truth};
-pub use user::User;
+pub use truth::{Object, QmpError, Truth, join};
+pub use user::{NOBODY, User};
+
+/// A second.
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// How long a test waits for what should come at once, on a machine that is busy with other tests.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Arguments that give a machine a bus to plug USB devices into.
+pub const XHCI: [&str; 2] = ["-device", "qemu-xhci,id=x"];
 
 /// The program under test: cargo builds it before the tests, which are one folder further down.
 pub fn qom_fuse() -> PathBuf {

@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::proc::{signal, spawn_tied, wait_until};
@@ -156,6 +157,13 @@ impl Qemu {
     /// The test's own connection, which the mount has no part in.
     pub fn truth(&self) -> &Truth {
         &self.truth
+    }
+
+    /// Sets a property, as another client of its monitor. A refusal fails the test.
+    #[track_caller]
+    pub fn set(&self, path: &str, name: &str, value: Value) {
+        let result = self.truth.set(path, name, value.clone());
+        result.unwrap_or_else(|error| panic!("set {path} {name} to {value}: {error:?}"));
     }
 
     /// Its folder, which a test may put files into.

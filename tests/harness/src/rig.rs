@@ -11,6 +11,14 @@ use crate::relay::Relay;
 use crate::sh::{quote, sh};
 use crate::truth::Object;
 
+/// A machine with further arguments for QEMU, mounted with further options.
+#[track_caller]
+pub fn mounted(which: Which, machine: &str, extra: &[&str], options: &[&str]) -> (Qemu, Mount) {
+    let qemu = Qemu::start(which, machine, extra);
+    let mount = Mount::start(&qemu.socket(), options);
+    (qemu, mount)
+}
+
 /// How long nothing must happen for the daemon to take what follows for something new.
 pub const PAUSE: Duration = Duration::from_millis(250);
 

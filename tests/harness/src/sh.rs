@@ -40,6 +40,20 @@ impl Out {
         self
     }
 
+    /// Fails the test, with all details, unless the command ended with this status.
+    #[track_caller]
+    pub fn exits(&self, status: i32) -> &Self {
+        assert!(self.status == status, "not {status}: {self}");
+        self
+    }
+
+    /// Fails the test, with all details, unless the standard error has these words.
+    #[track_caller]
+    pub fn says(&self, words: &str) -> &Self {
+        assert!(self.stderr.contains(words), "{words:?} is not said: {self}");
+        self
+    }
+
     /// The standard output without the newline at its end.
     #[track_caller]
     pub fn text(&self) -> &str {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use answers::{Hook, Inner, Object};
 
+use crate::mount::Mount;
 use crate::script::{Action, GREETING, GREETING_NEW, Scripted};
 
 /// A tree of objects, to be served by a [`Scripted`]. Clones share it, so a test can change it while it is served.
@@ -165,6 +166,14 @@ impl ScriptedTree {
     #[track_caller]
     pub fn serve(&self) -> Scripted {
         Scripted::start_as(self.greeting(), self.handler())
+    }
+
+    /// The same, mounted with further options.
+    #[track_caller]
+    pub fn mounted(&self, options: &[&str]) -> (Scripted, Mount) {
+        let server = self.serve();
+        let mount = Mount::start(server.socket(), options);
+        (server, mount)
     }
 
     fn add_hook(&self, command: &str, path: &str, prop: &str, action: Action, once: bool) -> ScriptedTree {
