@@ -45,15 +45,7 @@ fn explain(which: Which) {
     }
 }
 
-#[test]
-fn an_old_qemu_tells_its_tree() {
-    explain(Which::Old);
-}
-
-#[test]
-fn a_new_qemu_tells_its_tree() {
-    explain(Which::New);
-}
+each_qemu!(a_qemu_tells_its_tree, explain);
 
 each_qemu!(qemu_takes_commands_and_sends_events, |which| {
     let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=usb"]);

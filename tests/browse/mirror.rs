@@ -304,35 +304,11 @@ fn check(which: Which, machine: &str) {
     assert_eq!(status.expect("QEMU still answers")["status"], "prelaunch");
 }
 
-#[test]
-fn an_old_q35_is_mirrored() {
-    check(Which::Old, "q35");
-}
+each_qemu!(q35_is_mirrored, |which| check(which, "q35"));
 
-#[test]
-fn a_new_q35_is_mirrored() {
-    check(Which::New, "q35");
-}
+each_qemu!(pc_is_mirrored, |which| check(which, "pc"));
 
-#[test]
-fn an_old_pc_is_mirrored() {
-    check(Which::Old, "pc");
-}
-
-#[test]
-fn a_new_pc_is_mirrored() {
-    check(Which::New, "pc");
-}
-
-#[test]
-fn an_old_microvm_is_mirrored() {
-    check(Which::Old, "microvm");
-}
-
-#[test]
-fn a_new_microvm_is_mirrored() {
-    check(Which::New, "microvm");
-}
+each_qemu!(microvm_is_mirrored, |which| check(which, "microvm"));
 
 /// What the mounts are compared with is itself as designed.
 #[test]

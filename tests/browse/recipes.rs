@@ -129,12 +129,4 @@ fn run(which: Which) {
     }
 }
 
-#[test]
-fn they_work_on_an_old_qemu() {
-    run(Which::Old);
-}
-
-#[test]
-fn they_work_on_a_new_qemu() {
-    run(Which::New);
-}
+each_qemu!(they_work, run);

@@ -95,15 +95,7 @@ fn check(which: Which, machine: &str, part: &str) {
     mount.unmount();
 }
 
-#[test]
-fn an_old_q35_is_read_by_tools() {
-    check(Which::Old, "q35", "machine/q35");
-}
-
-#[test]
-fn a_new_q35_is_read_by_tools() {
-    check(Which::New, "q35", "machine/q35");
-}
+each_qemu!(q35_is_read_by_tools, |which| check(which, "q35", "machine/q35"));
 
 #[test]
 fn an_old_pc_is_read_by_tools() {

@@ -69,15 +69,11 @@ fn all_end_in_time(which: Which, options: &[&str], timeout: Duration) {
     assert_eq!(out.ok().lines(), truth, "somebody else's value");
 }
 
-#[test]
-fn fifty_readers_of_a_stopped_old_qemu() {
-    all_end_in_time(Which::Old, &["-o", "timeout=1"], SECOND);
-}
-
-#[test]
-fn fifty_readers_of_a_stopped_new_qemu() {
-    all_end_in_time(Which::New, &["-o", "timeout=1"], SECOND);
-}
+each_qemu!(fifty_readers_of_a_stopped_qemu, |which| all_end_in_time(
+    which,
+    &["-o", "timeout=1"],
+    SECOND
+));
 
 #[test]
 fn ten_seconds_unless_told_otherwise() {

@@ -302,12 +302,4 @@ fn load(which: Which) {
     mount.unmount();
 }
 
-#[test]
-fn everybody_at_once_on_an_old_qemu() {
-    load(Which::Old);
-}
-
-#[test]
-fn everybody_at_once_on_a_new_qemu() {
-    load(Which::New);
-}
+each_qemu!(everybody_at_once, load);

@@ -226,15 +226,7 @@ fn held(which: Which) {
         .ok();
 }
 
-#[test]
-fn an_old_monitor_that_another_client_holds() {
-    held(Which::Old);
-}
-
-#[test]
-fn a_new_monitor_that_another_client_holds() {
-    held(Which::New);
-}
+each_qemu!(a_monitor_that_another_client_holds, held);
 
 /// A stopped QEMU is not taken for one that another client holds, and one that has ended for neither.
 #[track_caller]
@@ -288,15 +280,7 @@ fn stopped(which: Which) {
     fails(&session, "vm.sock mnt", &["refused", "has ended"]);
 }
 
-#[test]
-fn an_old_qemu_that_is_stopped() {
-    stopped(Which::Old);
-}
-
-#[test]
-fn a_new_qemu_that_is_stopped() {
-    stopped(Which::New);
-}
+each_qemu!(a_qemu_that_is_stopped, stopped);
 
 /// A monitor that becomes free in time is waited for.
 #[test]

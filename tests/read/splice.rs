@@ -64,15 +64,7 @@ fn every_length(which: Which) {
     }
 }
 
-#[test]
-fn every_reader_of_an_old_qemu_gets_the_whole_value() {
-    every_length(Which::Old);
-}
-
-#[test]
-fn every_reader_of_a_new_qemu_gets_the_whole_value() {
-    every_length(Which::New);
-}
+each_qemu!(every_reader_gets_the_whole_value, every_length);
 
 each_qemu!(a_value_just_written_is_read_whole, |which| {
     let (qemu, mount) = mounted(which, "none", &[], &[]);
