@@ -72,13 +72,6 @@ impl Pair {
     }
 }
 
-fn alive(pid: i32) -> bool {
-    // A process that has ended and that nobody has waited for has no command line any more.
-    !fs::read(format!("/proc/{pid}/cmdline"))
-        .unwrap_or_default()
-        .is_empty()
-}
-
 each_qemu!(the_mount_comes_and_goes_with_qemu, |which| {
     let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
     let mnt = pair.session.mnt();

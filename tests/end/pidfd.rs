@@ -15,12 +15,6 @@ const REFUSED: &str = "strace -f -qq -o trace --seccomp-bpf -e trace=pidfd_open,
 const QUIET: &str =
     "-M none -display none -nodefaults -S -pidfile pid -qmp unix:truth.sock,server=on,wait=off";
 
-fn alive(pid: i32) -> bool {
-    !fs::read(format!("/proc/{pid}/cmdline"))
-        .unwrap_or_default()
-        .is_empty()
-}
-
 /// What ends the machine.
 #[derive(Clone, Copy, Debug)]
 enum Ending {

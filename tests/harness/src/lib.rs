@@ -37,7 +37,7 @@ pub use helper::{Call, Seen, Step, now};
 pub use libvirt::Libvirt;
 pub use mount::{Launch, Mount};
 pub use mountinfo::mounts;
-pub use proc::{is_root, signal, wait_until};
+pub use proc::{alive, is_root, signal, wait_until};
 pub use qemu::{Qemu, Which};
 pub use relay::Relay;
 pub use rig::{PAUSE, Rig, mounted};

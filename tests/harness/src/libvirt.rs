@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::proc::{is_root, signal, spawn_tied, wait_until};
+use crate::proc::{self, is_root, spawn_tied, wait_until};
 use crate::qemu::Which;
 use crate::sh::{Out, quote, sh};
 
@@ -174,36 +174,20 @@ impl Libvirt {
 
     /// What runs in it: the daemons, the QEMUs, the proxies.
     fn pids(&self) -> Vec<u32> {
-        let entries = fs::read_dir("/proc").expect("list /proc").filter_map(Result::ok);
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let mark = format!("{}/", self.dir().display());
-        let is_marked = |pid: &u32| {
-            let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default(); // it may end
-            let of_it = |text: Vec<u8>| text.windows(mark.len()).any(|part| part == mark.as_bytes());
-            // A mount that was made of it goes with whoever made it.
+        let of_it = |text: Vec<u8>| text.windows(mark.len()).any(|part| part == mark.as_bytes());
+        let own = std::process::id();
+        // A mount that was made of it goes with whoever made it.
+        let marked = proc::processes(|read| {
             read("comm") != b"qom-fuse\n" && (of_it(read("cmdline")) || of_it(read("environ")))
-        };
-        numbers
-            .filter(|pid| *pid != std::process::id() && is_marked(pid))
-            .collect()
+        });
+        marked.into_iter().filter(|pid| *pid != own).collect()
     }
 }
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
-        for number in [libc::SIGTERM, libc::SIGKILL] {
-            for pid in self.pids() {
-                signal(pid as i32, number);
-            }
-            if wait_until(Duration::from_secs(5), || self.pids().is_empty()) {
-                return;
-            }
-        }
-        eprintln!(
-            "of libvirt in {}, there is left: {:?}",
-            self.dir().display(),
-            self.pids()
-        );
+        proc::end(|| self.pids());
     }
 }
 

@@ -4,9 +4,11 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tar::{Archive, EntryType};
 
 use crate::sh::{quote, sh};
 use crate::shown::{link_text, text};
@@ -249,39 +251,29 @@ fn collect(dir: &Path, prefix: &str, found: &mut BTreeMap<String, Found>) {
     }
 }
 
-/// The members of a tar archive in GNU's format.
+/// The members of a tar archive.
 #[track_caller]
-fn untar(mut archive: &[u8]) -> BTreeMap<String, Found> {
-    const BLOCK: usize = 512;
-    let text = |field: &[u8]| {
-        let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-        String::from_utf8_lossy(&field[..end]).into_owned()
-    };
+fn untar(archive: &[u8]) -> BTreeMap<String, Found> {
     let mut found = BTreeMap::new();
-    let (mut long_name, mut long_target) = (None, None);
-    while archive[0] != 0 {
-        let (head, rest) = archive.split_at(BLOCK);
-        let size = usize::from_str_radix(text(&head[124..136]).trim(), 8).expect("a size in octal");
-        let (data, padded) = (&rest[..size], size.next_multiple_of(BLOCK));
-        archive = &rest[padded..];
-        let member = match head[156] {
-            b'L' => {
-                long_name = Some(text(data));
-                continue;
-            }
-            b'K' => {
-                long_target = Some(text(data));
-                continue;
-            }
-            b'5' => Found::Dir,
-            b'2' => Found::Link(long_target.take().unwrap_or_else(|| text(&head[157..257]))),
-            b'0' => Found::File(data.to_vec()),
-            other => panic!("a tar member of type {other}"),
-        };
-        let name = long_name.take().unwrap_or_else(|| text(&head[..100]));
+    for member in Archive::new(archive).entries().expect("an archive") {
+        let mut member = member.expect("a member");
+        let name = String::from_utf8_lossy(&member.path_bytes()).into_owned();
         let place = name.trim_start_matches("./").trim_end_matches('/');
+        let one = match member.header().entry_type() {
+            EntryType::Directory => Found::Dir,
+            EntryType::Symlink => {
+                let target = member.link_name_bytes().unwrap_or_default();
+                Found::Link(String::from_utf8_lossy(&target).into_owned())
+            }
+            EntryType::Regular => {
+                let mut data = Vec::new();
+                member.read_to_end(&mut data).expect("a whole member");
+                Found::File(data)
+            }
+            other => panic!("a tar member of type {other:?}"),
+        };
         if !place.is_empty() {
-            let double = found.insert(place.to_owned(), member);
+            let double = found.insert(place.to_owned(), one);
             assert!(double.is_none(), "{place} is there twice");
         }
     }

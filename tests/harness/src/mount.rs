@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::child::lstat;
 use crate::mountinfo::{MountInfo, mount_at};
-use crate::proc::{Running, ended, parent, signal, spawn_tied, wait_until};
+use crate::proc::{Running, ended, parent, processes, signal, spawn_tied, wait_until};
 use crate::sh::Out;
 
 pub use launch::Launch;
@@ -81,16 +81,13 @@ impl Mount {
 
     /// The processes that serve it: those of the program with this very mount point among their arguments.
     pub fn pids(&self) -> Vec<u32> {
-        let entries = fs::read_dir("/proc").expect("list /proc").filter_map(Result::ok);
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let serves = |pid: &u32| {
-            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(); // it may end meanwhile
+        processes(|read| {
+            let arguments = read("cmdline");
             let mut arguments = arguments.split(|byte| *byte == 0);
             let program = Path::new(OsStr::from_bytes(arguments.next().unwrap_or_default()));
             program.ends_with("qom-fuse")
                 && arguments.any(|argument| argument == self.point.as_os_str().as_bytes())
-        };
-        numbers.filter(serves).collect()
+        })
     }
 
     /// The one process that serves it.

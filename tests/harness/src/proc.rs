@@ -1,6 +1,6 @@
 //! Child processes that cannot outlive the test process, nor hold it beyond a deadline.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -93,8 +93,36 @@ pub fn ended(pid: u32) -> Option<ExitStatus> {
 
 /// The parent of a process, if it still runs.
 pub fn parent(pid: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+}
+
+/// The processes of which `ours` says so, by their number and what is in a file of `/proc/PID/` for them.
+pub fn processes(ours: impl Fn(&dyn Fn(&str) -> Vec<u8>) -> bool) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("list /proc").filter_map(Result::ok);
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let read = |pid, name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default(); // it may end
+    numbers
+        .filter(|pid: &u32| ours(&|name| read(*pid, name)))
+        .collect()
+}
+
+/// Ends processes: SIGTERM, and 3 s later SIGKILL. They are asked for anew each time, for they may start others.
+pub fn end(pids: impl Fn() -> Vec<u32>) {
+    for (number, limit) in [(libc::SIGTERM, 3), (libc::SIGKILL, 2)] {
+        for pid in pids() {
+            signal(pid as i32, number);
+        }
+        if wait_until(Duration::from_secs(limit), || pids().is_empty()) {
+            break;
+        }
+    }
+}
+
+/// Whether a process runs; one that nobody has waited for has ended too.
+pub fn alive(pid: i32) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")); // empty once it has ended
+    line.is_ok_and(|line| !line.is_empty())
 }
 
 /// Whether the tests run as root.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::mountinfo::{MountInfo, mount_at, mounts};
-use crate::proc::{signal, wait_until};
+use crate::proc::{self, wait_until};
 use crate::qom_fuse;
 use crate::sh::{Background, Out, quote, sh, sh_start};
 
@@ -65,16 +65,11 @@ impl Session {
     /// The processes of `qom-fuse` that were started in this session.
     pub fn pids(&self) -> Vec<u32> {
         let mark = format!("TEST_SESSION={}", self.dir.display());
-        let entries = fs::read_dir("/proc").expect("list /proc").filter_map(Result::ok);
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let ours = |pid: &u32| {
-            let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default(); // it may end
-            read("comm") == b"qom-fuse\n"
-                && read("environ")
-                    .split(|byte| *byte == 0)
-                    .any(|variable| variable == mark.as_bytes())
-        };
-        numbers.filter(ours).collect()
+        proc::processes(|read| {
+            let environment = read("environ");
+            let mut variables = environment.split(|byte| *byte == 0);
+            read("comm") == b"qom-fuse\n" && variables.any(|variable| variable == mark.as_bytes())
+        })
     }
 
     /// Waits until nothing is mounted in it and none of its processes is left.
@@ -101,14 +96,7 @@ impl Drop for Session {
             for point in self.mounted() {
                 sh(&format!("fusermount3 -uz {0} || umount -l {0}", quote(&point)));
             }
-            for (number, limit) in [(libc::SIGTERM, 3), (libc::SIGKILL, 2)] {
-                for pid in self.pids() {
-                    signal(pid as i32, number);
-                }
-                if wait_until(Duration::from_secs(limit), || self.pids().is_empty()) {
-                    break;
-                }
-            }
+            proc::end(|| self.pids());
         }
         if self.mounted().is_empty() {
             // Not into a mount that appears after all.

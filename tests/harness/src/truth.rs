@@ -1,7 +1,7 @@
 //! A small QMP client of the tests' own, which asks QEMU for the truth. It shares no code with what it checks.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -55,18 +55,18 @@ pub struct Object {
 pub struct Truth(Mutex<Connection>);
 
 struct Connection {
-    stream: UnixStream,
-    buffer: Vec<u8>,
+    stream: BufReader<UnixStream>,
+    line: Vec<u8>,
     events: VecDeque<Value>,
 }
 
 impl Truth {
     /// Connects, reads the greeting and leaves the capabilities negotiation.
     pub fn connect(socket: &Path) -> io::Result<Truth> {
-        let stream = UnixStream::connect(socket)?;
+        let stream = BufReader::new(UnixStream::connect(socket)?);
         let mut connection = Connection {
             stream,
-            buffer: Vec::new(),
+            line: Vec::new(),
             events: VecDeque::new(),
         };
         let greeting = connection.read(Instant::now() + DEADLINE)?;
@@ -92,7 +92,10 @@ impl Truth {
             request["arguments"] = args;
         }
         let mut connection = self.0.lock();
-        connection.stream.write_all(request.to_string().as_bytes())?;
+        connection
+            .stream
+            .get_mut()
+            .write_all(request.to_string().as_bytes())?;
         let end = Instant::now() + DEADLINE;
         loop {
             let mut message = connection.read(end)?;
@@ -212,33 +215,15 @@ pub fn join(path: &str, name: &str) -> String {
 impl Connection {
     /// The next message.
     fn read(&mut self, end: Instant) -> io::Result<Value> {
-        let mut searched = 0;
-        loop {
-            if let Some(length) = self.buffer[searched..].iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=searched + length).collect();
-                return serde_json::from_slice(&line).map_err(|error| {
-                    io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        format!("{error} in {}", String::from_utf8_lossy(&line)),
-                    )
-                });
-            }
-            searched = self.buffer.len();
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            self.stream.set_read_timeout(Some(left))?;
-            let mut chunk = [0; 64 * 1024];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.buffer.extend_from_slice(&chunk[..length]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Err(error) => return Err(error),
-            }
+        let left = end.saturating_duration_since(Instant::now());
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        self.stream.read_until(b'\n', &mut self.line)?; // what came before the deadline is kept
+        if !self.line.ends_with(b"\n") {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let line = std::mem::take(&mut self.line);
+        serde_json::from_slice(&line)
+            .map_err(|error| io::Error::other(format!("{error} in {}", String::from_utf8_lossy(&line))))
     }
 }

@@ -1,6 +1,7 @@
 //! The end of a mount: asked for, waited for, or forced.
 
 use super::*;
+use crate::proc::end;
 
 const FORCE: Duration = Duration::from_secs(5);
 
@@ -72,14 +73,7 @@ impl Mount {
 
     /// Ends the processes that are left.
     fn end_processes(&mut self) {
-        for (number, limit) in [(libc::SIGTERM, 3), (libc::SIGKILL, 2)] {
-            for pid in self.pids() {
-                signal(pid as i32, number);
-            }
-            if wait_until(Duration::from_secs(limit), || self.pids().is_empty()) {
-                break;
-            }
-        }
+        end(|| self.pids());
         if let Some(child) = &mut self.child {
             signal(-(child.id() as i32), libc::SIGKILL); // with a QEMU that it started
             wait_until(FORCE, || !matches!(child.try_wait(), Ok(None)));
