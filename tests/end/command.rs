@@ -150,27 +150,28 @@ fn a_command_that_cannot_be_run() {
     }
 }
 
-#[test]
-fn a_qemu_that_does_not_start_speaks_for_itself() {
-    for which in Which::ALL {
-        let binary = quote(which.binary());
-        for arguments in [
-            "-M nonsense",
-            "-display none -device no-such",
-            "-version",
-            "--help",
-        ] {
-            let session = Session::new();
-            let alone = session.run(&format!("exec {binary} {arguments}"));
-            let out = session.run(&format!("exec qom-fuse mnt -- {binary} {arguments}"));
-            assert_eq!(
-                (out.status, &out.stderr, &out.stdout),
-                (alone.status, &alone.stderr, &alone.stdout),
-                "{arguments}"
-            );
-            session.wait_ended(SOON);
-        }
+each_qemu!(a_qemu_that_does_not_start_speaks_for_itself, |which| {
+    let binary = quote(which.binary());
+    for arguments in [
+        "-M nonsense",
+        "-display none -device no-such",
+        "-version",
+        "--help",
+    ] {
+        let session = Session::new();
+        let alone = session.run(&format!("exec {binary} {arguments}"));
+        let out = session.run(&format!("exec qom-fuse mnt -- {binary} {arguments}"));
+        assert_eq!(
+            (out.status, &out.stderr, &out.stdout),
+            (alone.status, &alone.stderr, &alone.stdout),
+            "{arguments}"
+        );
+        session.wait_ended(SOON);
     }
+});
+
+#[test]
+fn a_command_that_fails_speaks_for_itself() {
     let session = Session::new();
     let out = session.run("exec qom-fuse mnt -- sh -c 'echo some words; echo why not >&2; exit 42'");
     assert_eq!(
@@ -308,22 +309,23 @@ each_qemu!(a_signal_to_the_whole_group_ends_both, |which| {
     }
 });
 
-/// One that answers nothing gets SIGTERM, which waits until it goes on, and then SIGKILL.
+// One that answers nothing gets SIGTERM, which waits until it goes on, and then SIGKILL.
+each_qemu!(a_qemu_that_hangs_is_killed, |which| {
+    let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
+    let machine = pair.qemu();
+    signal(machine, libc::SIGSTOP);
+    let asked = Instant::now();
+    signal(pair.running.pid() as i32, libc::SIGTERM);
+    let out = pair.ends();
+    assert_eq!(out.status, 137, "{out}");
+    out.says("SIGTERM").says("SIGKILL");
+    assert!(!alive(machine), "QEMU outlived its mount");
+    assert!(asked.elapsed() < Duration::from_secs(12), "{:?}", asked.elapsed());
+});
+
+/// One that wakes up in between ends by itself.
 #[test]
-fn a_qemu_that_hangs_is_killed() {
-    for which in Which::ALL {
-        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-        let machine = pair.qemu();
-        signal(machine, libc::SIGSTOP);
-        let asked = Instant::now();
-        signal(pair.running.pid() as i32, libc::SIGTERM);
-        let out = pair.ends();
-        assert_eq!(out.status, 137, "{out}");
-        out.says("SIGTERM").says("SIGKILL");
-        assert!(!alive(machine), "QEMU outlived its mount");
-        assert!(asked.elapsed() < Duration::from_secs(12), "{:?}", asked.elapsed());
-    }
-    // One that wakes up in between ends by itself.
+fn a_qemu_that_wakes_up_ends_by_itself() {
     let pair = Pair::start(&format!("mnt -- {}", qemu(Which::New)));
     let machine = pair.qemu();
     signal(machine, libc::SIGSTOP);

@@ -268,10 +268,7 @@ fn mount_and_findmnt_show_it() {
         let source = source.replace(' ', "\\x20");
         assert_eq!(out.ok().text(), format!("{kind} {source} {point}"));
         let shown = sh(&format!("mount -t {kind}"));
-        assert!(
-            shown.ok().text().contains(&format!(" on {point} type {kind} (")),
-            "{shown}"
-        );
+        shown.ok().shows(&format!(" on {point} type {kind} ("));
         mount.unmount();
     }
 }

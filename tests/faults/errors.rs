@@ -75,12 +75,7 @@ each_qemu!(what_qemu_no_longer_has, |which| {
     let del = || qemu.truth().execute("object-del", json!({ "id": "o" })).map(drop);
     // The object: nothing announces that it is gone.
     add("rng-random");
-    assert!(
-        sh_in(mount.join("objects"), "ls -l o")
-            .ok()
-            .text()
-            .contains("filename")
-    );
+    sh_in(mount.join("objects"), "ls -l o").ok().shows("filename");
     del().expect("object-del");
     let failure = Failure::of(&mount, "/objects/o", "filename");
     assert_eq!(read_file(&failure.file), Err(libc::ENOENT));
@@ -97,12 +92,7 @@ each_qemu!(what_qemu_no_longer_has, |which| {
     drop(mount);
     add("rng-random");
     let mount = Mount::start_foreground(&qemu.socket(), &["-o", "entry_timeout=60"]);
-    assert!(
-        sh_in(mount.join("objects"), "ls -l o")
-            .ok()
-            .text()
-            .contains("filename")
-    );
+    sh_in(mount.join("objects"), "ls -l o").ok().shows("filename");
     del().expect("object-del");
     add("memory-backend-ram");
     let failure = Failure::of(&mount, "/objects/o", "filename");
@@ -111,28 +101,29 @@ each_qemu!(what_qemu_no_longer_has, |which| {
     assert_eq!(lstat(&failure.file).err(), Some(libc::ENOENT));
 });
 
-#[test]
-fn what_cannot_be_read_or_written() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let truth = qemu.truth();
-        let mount = Mount::start_foreground(&qemu.socket(), &[]);
-        let words = truth.get("/machine/peripheral/x/xhci-core", "legacy-host");
-        let refused = truth
-            .list("/machine/peripheral/x/xhci-core")
-            .iter()
-            .any(|prop| prop.name == "legacy-host");
-        assert!(refused || which == Which::New, "a property to be refused");
-        if let (true, Err(error)) = (refused, words) {
-            assert!(error.desc.ends_with(" is not readable"), "{error:?}");
-            Failure::of(&mount, "/machine/peripheral/x/xhci-core", "legacy-host")
-                .reading(libc::EACCES, &error.desc);
-        }
-        let kind = truth.get("/machine", "type").expect("a type");
-        let words = format!("Property '{}.type' is not writable", kind.as_str().expect("text"));
-        Failure::of(&mount, "/machine", "type").writing("x", libc::EACCES, &words);
-        Failure::of(&mount, CPU, "crash-information").reading(libc::EIO, "No crash occurred");
+each_qemu!(what_cannot_be_read_or_written, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let truth = qemu.truth();
+    let mount = Mount::start_foreground(&qemu.socket(), &[]);
+    let words = truth.get("/machine/peripheral/x/xhci-core", "legacy-host");
+    let refused = truth
+        .list("/machine/peripheral/x/xhci-core")
+        .iter()
+        .any(|prop| prop.name == "legacy-host");
+    assert!(refused || which == Which::New, "a property to be refused");
+    if let (true, Err(error)) = (refused, words) {
+        assert!(error.desc.ends_with(" is not readable"), "{error:?}");
+        Failure::of(&mount, "/machine/peripheral/x/xhci-core", "legacy-host")
+            .reading(libc::EACCES, &error.desc);
     }
+    let kind = truth.get("/machine", "type").expect("a type");
+    let words = format!("Property '{}.type' is not writable", kind.as_str().expect("text"));
+    Failure::of(&mount, "/machine", "type").writing("x", libc::EACCES, &words);
+    Failure::of(&mount, CPU, "crash-information").reading(libc::EIO, "No crash occurred");
+});
+
+#[test]
+fn what_a_server_has_for_writing_only() {
     let tree = ScriptedTree::new().object_of("/a", "T");
     tree.unreadable("/a", "x", "str");
     let server = tree.serve();
@@ -140,43 +131,44 @@ fn what_cannot_be_read_or_written() {
     Failure::of(&mount, "/a", "x").reading(libc::EACCES, "Property 'T.x' is not readable");
 }
 
-#[test]
-fn values_that_qemu_refuses() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &XHCI);
-        let mount = Mount::start_foreground(&qemu.socket(), &[]);
-        for (name, text, words) in [
-            (
-                "graphics",
-                "maybe",
-                "Invalid parameter type for 'graphics', expected: boolean",
-            ),
-            ("smp", "5", "Invalid parameter type for 'smp', expected: object"),
-            ("acpi", "bogus", "Parameter 'acpi' does not accept value 'bogus'"),
-            (
-                "x-oem-id",
-                "too long a name",
-                "User specified x-oem-id value is bigger than 6 bytes in size",
-            ),
-            (
-                "max-ram-below-4g",
-                "99999999999999999",
-                "Machine option 'max-ram-below-4g=99999999999999999' expects size less than or equal to 4G",
-            ),
-        ] {
-            let before = qemu.truth().get("/machine", name);
-            Failure::of(&mount, "/machine", name).writing(text, libc::EINVAL, words);
-            assert_eq!(qemu.truth().get("/machine", name), before, "{name}");
-        }
-        let refused = |path: &str, name: &str| {
-            let error = qemu.truth().set(path, name, json!(5)).expect_err("too late");
-            error.desc
-        };
-        for (path, name) in [("/machine/peripheral/x", "p2"), ("/objects/pc.ram", "size")] {
-            let words = refused(path, name);
-            Failure::of(&mount, path, name).writing("5", libc::EBUSY, &words);
-        }
+each_qemu!(values_that_qemu_refuses, |which| {
+    let qemu = Qemu::start(which, "q35", &XHCI);
+    let mount = Mount::start_foreground(&qemu.socket(), &[]);
+    for (name, text, words) in [
+        (
+            "graphics",
+            "maybe",
+            "Invalid parameter type for 'graphics', expected: boolean",
+        ),
+        ("smp", "5", "Invalid parameter type for 'smp', expected: object"),
+        ("acpi", "bogus", "Parameter 'acpi' does not accept value 'bogus'"),
+        (
+            "x-oem-id",
+            "too long a name",
+            "User specified x-oem-id value is bigger than 6 bytes in size",
+        ),
+        (
+            "max-ram-below-4g",
+            "99999999999999999",
+            "Machine option 'max-ram-below-4g=99999999999999999' expects size less than or equal to 4G",
+        ),
+    ] {
+        let before = qemu.truth().get("/machine", name);
+        Failure::of(&mount, "/machine", name).writing(text, libc::EINVAL, words);
+        assert_eq!(qemu.truth().get("/machine", name), before, "{name}");
     }
+    let refused = |path: &str, name: &str| {
+        let error = qemu.truth().set(path, name, json!(5)).expect_err("too late");
+        error.desc
+    };
+    for (path, name) in [("/machine/peripheral/x", "p2"), ("/objects/pc.ram", "size")] {
+        let words = refused(path, name);
+        Failure::of(&mount, path, name).writing("5", libc::EBUSY, &words);
+    }
+});
+
+#[test]
+fn refusals_by_their_words() {
     let tree = ScriptedTree::new().object("/a");
     let server = tree.serve();
     tree.prop("/a", "p", "str", json!(""));

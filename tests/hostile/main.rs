@@ -67,7 +67,7 @@ fn an_object_with_a_hundred_thousand_properties() {
         }
         sh_deadline(&format!("ls -f {point}/o/more"), LONG).fails(); // more than an object may have
         assert_eq!(
-            child::lstat(mount.join("o/many/property-0")).map(|_| ()),
+            lstat(mount.join("o/many/property-0")).map(|_| ()),
             Ok(()),
             "{kind}"
         );
@@ -266,7 +266,7 @@ fn events_that_cannot_be_decoded_and_errors_with_control_characters() {
         mount.log().contains("came too fast") || lines > 200.0,
         "{lines} lines"
     );
-    let said = child::get_xattr(mount.join("o/type"), "user.qom.error").expect("an error");
+    let said = get_xattr(mount.join("o/type"), "user.qom.error").expect("an error");
     assert!(
         said.len() <= 64 << 10 && !said.iter().any(u8::is_ascii_control),
         "{} bytes",

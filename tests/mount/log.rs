@@ -265,7 +265,7 @@ fn no_value_that_is_set_comes_into_the_log() {
             write_file(mount.join("o/key"), b"s3cret-value"),
             Err(libc::EINVAL)
         );
-        let said = child::get_xattr(mount.join("o/key"), "user.qom.error");
+        let said = get_xattr(mount.join("o/key"), "user.qom.error");
         assert_eq!(said.as_deref(), Ok(words.as_bytes()), "whoever sets it is told");
         mount.unmount();
         mount.wait_exit(SOON);
@@ -292,7 +292,7 @@ fn no_part_of_a_value_that_is_set_comes_into_the_log() {
     let mount = Mount::start_foreground(server.socket(), &["-vv"]);
     let (file, value) = (mount.join("o/key"), br#"{"pass":["s3cret-value",31337]}"#);
     assert_eq!(write_file(&file, value), Err(libc::EINVAL));
-    let told = harness::child::get_xattr(&file, "user.qom.error");
+    let told = harness::get_xattr(&file, "user.qom.error");
     assert_eq!(told, Ok(words.as_bytes().to_vec()), "for who may see the file");
     let log = mount.log();
     assert!(log.contains("Parameter 'pass' does not accept value"), "{log}");

@@ -154,27 +154,28 @@ each_qemu!(tcp_addresses, |which| {
     drop(qemu);
 });
 
-#[test]
-fn an_inherited_descriptor() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        for foreground in [false, true] {
-            let stream = UnixStream::connect(qemu.socket()).expect("connect to QEMU");
-            let socket = format!("fd:{}", stream.as_raw_fd());
-            let launch = Launch::new().inherit(&stream).socket(&socket);
-            let mount = match foreground {
-                true => launch.foreground(),
-                false => launch.background().unwrap_or_else(|out| panic!("{out}")),
-            };
-            drop(stream);
-            assert_reads(mount.join("machine/type"), "none-machine\n");
-            assert_eq!(mount.info().expect("a mount").source, *socket);
-            mount.unmount();
-            // Nobody else has kept the connection: QEMU's monitor is free for the next client.
-            let next = Mount::start(&qemu.socket(), &["-o", "timeout=5"]);
-            next.unmount();
-        }
+each_qemu!(an_inherited_descriptor, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    for foreground in [false, true] {
+        let stream = UnixStream::connect(qemu.socket()).expect("connect to QEMU");
+        let socket = format!("fd:{}", stream.as_raw_fd());
+        let launch = Launch::new().inherit(&stream).socket(&socket);
+        let mount = match foreground {
+            true => launch.foreground(),
+            false => launch.background().unwrap_or_else(|out| panic!("{out}")),
+        };
+        drop(stream);
+        assert_reads(mount.join("machine/type"), "none-machine\n");
+        assert_eq!(mount.info().expect("a mount").source, *socket);
+        mount.unmount();
+        // Nobody else has kept the connection: QEMU's monitor is free for the next client.
+        let next = Mount::start(&qemu.socket(), &["-o", "timeout=5"]);
+        next.unmount();
     }
+});
+
+#[test]
+fn an_inherited_descriptor_that_is_no_socket() {
     let file = std::fs::File::open("/dev/null").expect("open a file");
     for (socket, launch) in [
         (format!("fd:{}", file.as_raw_fd()), Launch::new().inherit(&file)),

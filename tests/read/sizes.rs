@@ -55,11 +55,7 @@ each_qemu!(a_link_is_as_long_as_its_target, |which| {
         let target = qemu.truth().get("/machine", link).expect("a link");
         let expected = link_text("/machine", link, target.as_str().expect("a path"));
         let path = mount.join("machine").join(link);
-        assert_eq!(
-            child::read_link(&path),
-            Ok(expected.clone().into_bytes()),
-            "{link}"
-        );
+        assert_eq!(read_link(&path), Ok(expected.clone().into_bytes()), "{link}");
         assert_eq!(
             lstat(&path).expect("stat").st_size,
             expected.len() as i64,

@@ -40,7 +40,7 @@ each_qemu!(nothing_is_unrealized, |which| {
         "getfattr --only-values -n user.qom.error {}",
         quote(mount.join("machine/peripheral/vm/realized"))
     ));
-    assert!(words.ok().text().contains("device_del"), "{words}");
+    words.ok().shows("device_del");
     // What `cat` printed can be written back.
     let file = mount.join("machine/peripheral/vm/realized");
     assert_reads(&file, "true\n");

@@ -54,6 +54,13 @@ impl Out {
         self
     }
 
+    /// Fails the test, with all details, unless the standard output has these words.
+    #[track_caller]
+    pub fn shows(&self, words: &str) -> &Self {
+        assert!(self.text().contains(words), "{words:?} is not shown: {self}");
+        self
+    }
+
     /// The standard output without the newline at its end.
     #[track_caller]
     pub fn text(&self) -> &str {
