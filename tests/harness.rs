@@ -50,9 +50,7 @@ each_qemu!(a_qemu_tells_its_tree, explain);
 each_qemu!(qemu_takes_commands_and_sends_events, |which| {
     let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=usb"]);
     let truth = qemu.truth();
-    truth
-        .set("/machine", "graphics", json!(false))
-        .expect("set a boolean");
+    qemu.set("/machine", "graphics", json!(false));
     assert_eq!(truth.get("/machine", "graphics"), Ok(json!(false)));
     let refused = truth
         .set("/machine", "graphics", json!("maybe"))

@@ -28,7 +28,7 @@ each_qemu!(copies_with_all_attributes_succeed, |which| {
     .enumerate()
     {
         let out = sh_in(qemu.dir(), &format!("{command} {from} copy{number}"));
-        assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{which:?} {out}");
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{out}");
         assert!(
             !sh_in(qemu.dir(), &format!("find copy{number} -type l"))
                 .ok()
@@ -43,14 +43,12 @@ each_qemu!(copies_with_all_attributes_succeed, |which| {
             "tar --xattrs --xattrs-include='*' -cf x.tar -C {from} . && mkdir x && tar --xattrs --xattrs-include='*' -xf x.tar -C x"
         ),
     );
-    assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{which:?} {out}");
+    assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{out}");
 });
 
 #[test]
 fn there_are_no_inodes_and_no_blocks_to_run_out_of() {
-    let qemu = Qemu::start(Which::Old, "none", &[]);
-    let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &[]);
+    let (_qemu, relay, mount) = relayed(Which::Old, "none", &[], &[]);
     relay.reset();
     let point = quote(mount.path());
     for (option, columns) in [("-i", "0 0 0 -"), ("-k", "0 0 0 -")] {

@@ -82,7 +82,7 @@ each_qemu!(types_descriptions_and_defaults_are_qemus, |which| {
             descriptions += usize::from(expected.contains_key("user.qom.description"));
             defaults += usize::from(expected.contains_key("user.qom.default"));
             expected.insert("user.qom.type".into(), prop.kind.clone());
-            assert_eq!(shown[&prop.name], expected, "{which:?} {path} {}", prop.name);
+            assert_eq!(shown[&prop.name], expected, "{path} {}", prop.name);
         }
     }
     assert!(descriptions > 20 && links > 5, "{descriptions} {links}");
@@ -124,9 +124,7 @@ fn getfattr_shows_them_as_users_see_them() {
 }
 
 each_qemu!(descriptions_cost_one_request_for_each_type_ever, |which| {
-    let qemu = Qemu::start(which, "q35", &XHCI);
-    let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=0.2"]);
+    let (qemu, relay, mount) = relayed(which, "q35", &XHCI, &["-o", "entry_timeout=0.2"]);
     relay.reset();
     let first = attributes_in(&mount.join("machine"));
     assert!(first.len() > 40, "{}", first.len());

@@ -41,17 +41,15 @@ each_qemu!(the_next_cat_is_never_stale, |which| {
     let (qemu, mount) = mounted(which, "q35", &[], &["-o", "entry_timeout=60"]);
     for round in 0..100 {
         let value = round % 2 == 0;
-        qemu.truth()
-            .set("/machine", "graphics", json!(value))
-            .expect("set");
+        qemu.set("/machine", "graphics", json!(value));
         let shown = read_file(mount.join("machine/graphics"));
-        assert_eq!(shown, Ok(format!("{value}\n").into_bytes()), "{which:?} {round}");
+        assert_eq!(shown, Ok(format!("{value}\n").into_bytes()), "{round}");
     }
     for round in 0..100 {
         let text = "x".repeat(round * 37 % 101); // of changing length
-        qemu.truth().set("/machine", "append", json!(text)).expect("set");
+        qemu.set("/machine", "append", json!(text));
         let shown = read_file(mount.join("machine/append"));
-        assert_eq!(shown, Ok(format!("{text}\n").into_bytes()), "{which:?} {round}");
+        assert_eq!(shown, Ok(format!("{text}\n").into_bytes()), "{round}");
     }
 });
 
@@ -64,9 +62,9 @@ each_qemu!(what_was_added_shows_within_entry_timeout, |which| {
     let args = json!({ "qom-type": "rng-random", "id": "o" });
     qemu.truth().execute("object-add", args).expect("object-add");
     std::thread::sleep(SECOND + SECOND / 20);
-    assert!(lstat(mount.join(TABLET)).is_ok(), "{which:?}: by its path");
-    assert!(lstat(mount.join("objects/o")).is_ok(), "{which:?}: by its path");
-    assert!(listed(&mount), "{which:?}: in the listing");
+    assert!(lstat(mount.join(TABLET)).is_ok(), "by its path");
+    assert!(lstat(mount.join("objects/o")).is_ok(), "by its path");
+    assert!(listed(&mount), "in the listing");
     assert_eq!(
         read_file(mount.join(TABLET).join("type")),
         Ok(b"usb-tablet\n".to_vec())
@@ -84,16 +82,16 @@ each_qemu!(what_was_unplugged_is_gone_with_the_event, |which| {
     sh_in(mount.path(), "find . >/dev/null").ok();
     unplug(&qemu);
     wait_gone(&mount);
-    assert!(!listed(&mount), "{which:?}");
+    assert!(!listed(&mount));
     for file in ["type", "serial", "parent_bus"] {
         assert_eq!(
             lstat(mount.join(TABLET).join(file)).err(),
             Some(libc::ENOENT),
-            "{which:?} {file}"
+            "{file}"
         );
     }
     let search = "find . -path '*/peripheral/t' -o -path '*/peripheral/t/*'; ls machine/peripheral/t";
-    assert_eq!(sh_in(mount.path(), search).fails().text(), "", "{which:?}");
+    assert_eq!(sh_in(mount.path(), search).fails().text(), "");
 });
 
 /// A directory shows what it did when it was opened, but that is nothing to rely on by then.
@@ -138,7 +136,7 @@ each_qemu!(the_same_id_plugged_again_is_another_one, |which| {
     for round in 0..10 {
         let dir = mount.join(TABLET);
         let serial = read_file(dir.join("serial"));
-        assert_eq!(serial, Ok(format!("{round}\n").into_bytes()), "{which:?}");
+        assert_eq!(serial, Ok(format!("{round}\n").into_bytes()));
         for path in [dir.clone(), dir.join("serial"), dir.join("parent_bus")] {
             inodes.push(lstat(path).expect("stat").st_ino);
         }
@@ -149,7 +147,7 @@ each_qemu!(the_same_id_plugged_again_is_another_one, |which| {
     let all = inodes.len();
     inodes.sort_unstable();
     inodes.dedup();
-    assert_eq!(inodes.len(), all, "{which:?}: an inode was used again");
+    assert_eq!(inodes.len(), all, "an inode was used again");
 });
 
 each_qemu!(an_open_file_never_shows_another_object, |which| {
@@ -165,13 +163,13 @@ each_qemu!(an_open_file_never_shows_another_object, |which| {
         if plugged {
             plug(&qemu, "new");
             let new = || read_file(&serial) == Ok(b"new\n".to_vec());
-            assert!(wait_until(SECOND, new), "{which:?}: plugged again");
+            assert!(wait_until(SECOND, new), "plugged again");
         } else {
             unplug(&qemu);
             std::thread::sleep(SECOND / 5);
         }
         let allowed = [Ok(b"old\n".to_vec()), Err(libc::ENOENT)];
-        let what = format!("{which:?}, plugged again: {plugged}");
+        let what = format!("plugged again: {plugged}");
         for _ in 0..2 {
             let found = pinned.read_at(0, 100);
             assert!(allowed.contains(&found), "{what}: {found:?}");
@@ -186,7 +184,7 @@ each_qemu!(an_open_file_never_shows_another_object, |which| {
         let _ = dir.size(); // of a directory that is gone: anything but a hang
     }
     let still = qemu.truth().get("/machine/peripheral/t", attached);
-    assert_eq!(still, Ok(json!(true)), "{which:?}: the new one was written to");
+    assert_eq!(still, Ok(json!(true)), "the new one was written to");
 });
 
 each_qemu!(not_even_when_its_name_is_taken_before_it_is_gone, |which| {
@@ -196,21 +194,17 @@ each_qemu!(not_even_when_its_name_is_taken_before_it_is_gone, |which| {
         let serial = mount.join(TABLET).join("serial");
         let held = Held::open(&serial, libc::O_RDONLY).expect("open");
         let own = format!("{round}\n").into_bytes();
-        assert_eq!(held.read_at(0, 100), Ok(own), "{which:?} {round}");
+        assert_eq!(held.read_at(0, 100), Ok(own), "{round}");
         qemu.truth().device_del("t");
         plug(&qemu, &format!("{}", round + 1));
         // QEMU announces the end of an object when its last user lets go of it, which may be
         // after its name was taken again. It tells all monitors in one go.
         qemu.truth().wait_event("DEVICE_DELETED", 5 * SECOND);
         let gone = || held.read_at(0, 100) == Err(libc::ENOENT);
-        assert!(wait_until(SECOND, gone), "{which:?} {round}");
-        assert_eq!(
-            held.read_at(0, 100),
-            Err(libc::ENOENT),
-            "{which:?} {round}: again"
-        );
+        assert!(wait_until(SECOND, gone), "{round}");
+        assert_eq!(held.read_at(0, 100), Err(libc::ENOENT), "{round}: again");
         let new = Ok(format!("{}\n", round + 1).into_bytes());
-        assert!(wait_until(SECOND, || read_file(&serial) == new), "{which:?}");
+        assert!(wait_until(SECOND, || read_file(&serial) == new));
     }
 });
 
@@ -240,9 +234,7 @@ fn a_reply_behind_the_event_is_another_objects() {
 }
 
 each_qemu!(a_listing_is_kept_for_entry_timeout, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
+    let (_qemu, relay, mount) = relayed(which, "q35", &[], &["-o", "entry_timeout=60"]);
     let find = |mount: &Mount| sh_in(mount.path(), "find . -ls | wc -l").ok().text().to_owned();
     let first = find(&mount);
     relay.reset();
@@ -251,8 +243,8 @@ each_qemu!(a_listing_is_kept_for_entry_timeout, |which| {
         mount.path(),
         "find . | wc -l; find . -type f -size 4096c | wc -l >/dev/null",
     );
-    assert_eq!(again.ok().text(), first, "{which:?}");
-    assert_eq!(relay.requests(), [""; 0], "{which:?}");
+    assert_eq!(again.ok().text(), first);
+    assert_eq!(relay.requests(), [""; 0]);
     drop(mount);
 
     let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=3"]);
@@ -264,11 +256,11 @@ each_qemu!(a_listing_is_kept_for_entry_timeout, |which| {
     let started = Instant::now();
     let (cold, warm) = (count(1), count(2));
     if started.elapsed() < 2 * SECOND {
-        assert_eq!(warm, 0, "{which:?}: within the time");
+        assert_eq!(warm, 0, "within the time");
     }
     std::thread::sleep(3 * SECOND);
     let later = count(3);
-    assert!(cold > 100 && later == cold, "{which:?}: {cold}, then {later}");
+    assert!(cold > 100 && later == cold, "{cold}, then {later}");
 });
 
 each_qemu!(a_write_or_a_link_change_drops_its_listing_alone, |which| {
@@ -284,19 +276,16 @@ each_qemu!(a_write_or_a_link_change_drops_its_listing_alone, |which| {
         listed
     };
     assert!(lists("first").len() >= 4);
-    assert_eq!(lists("again"), [""; 0], "{which:?}");
+    assert_eq!(lists("again"), [""; 0]);
     for change in [
         "printf off > machine/graphics",
         "ln -sfn ../objects/m2 machine/memory-backend",
     ] {
         sh_in(mount.path(), change).ok();
         let listed = lists(change);
-        assert_eq!(listed.len(), 1, "{which:?} {change}: {listed:?}");
-        assert!(
-            listed[0].contains(r#""/machine""#),
-            "{which:?} {change}: {listed:?}"
-        );
-        assert_eq!(lists("again"), [""; 0], "{which:?} {change}");
+        assert_eq!(listed.len(), 1, "{change}: {listed:?}");
+        assert!(listed[0].contains(r#""/machine""#), "{change}: {listed:?}");
+        assert_eq!(lists("again"), [""; 0], "{change}");
     }
 });
 
@@ -345,9 +334,9 @@ each_qemu!(without_entry_timeout_everything_shows_at_once, |which| {
         assert!(!listed(&mount));
         assert_eq!(lstat(mount.join(TABLET)).err(), Some(libc::ENOENT));
         plug(&qemu, &format!("{round}"));
-        assert!(listed(&mount), "{which:?} {round}");
+        assert!(listed(&mount), "{round}");
         let serial = read_file(mount.join(TABLET).join("serial"));
-        assert_eq!(serial, Ok(format!("{round}\n").into_bytes()), "{which:?} {round}");
+        assert_eq!(serial, Ok(format!("{round}\n").into_bytes()), "{round}");
         unplug(&qemu);
         wait_gone(&mount);
     }

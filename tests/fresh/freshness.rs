@@ -151,7 +151,7 @@ each_qemu!(a_walk_reads_what_was_true_a_moment_ago, |which| {
     for round in 0..5 {
         let mut seen = Vec::new();
         let history = while_changing(&qemu, || seen = act(&steps));
-        judge(&steps, &seen, &history, &format!("{which:?}, round {round}"));
+        judge(&steps, &seen, &history, &format!("round {round}"));
     }
     // It was a walk to the mount, or this would prove nothing.
     match which {
@@ -190,7 +190,7 @@ each_qemu!(a_slow_walk_reads_what_was_true_a_moment_ago, |which| {
             let truly = truly.expect("one of the values set");
             assert!(
                 seen.start.saturating_sub(WINDOW) <= truly.until,
-                "{which:?}: {} was too old with pauses of {millis} ms",
+                "{} was too old with pauses of {millis} ms",
                 object(n)
             );
         }
@@ -252,11 +252,7 @@ each_qemu!(nobody_reads_an_older_value_after_a_write, |which| {
             .iter()
             .find(|seen| seen.step == step)
             .expect("the read after a write");
-        assert_eq!(
-            read.number(),
-            number,
-            "{which:?}: what was read after it was written"
-        );
+        assert_eq!(read.number(), number, "what was read after it was written");
     }
 });
 
@@ -295,14 +291,14 @@ each_qemu!(nobody_reads_an_older_value_after_another_ones_write, |which| {
             let number = before.step as u64 / 2 + 1_000_000;
             assert!(
                 seen.number() >= number,
-                "{which:?}: {} was {} after {number} was written",
+                "{} was {} after {number} was written",
                 object(n),
                 seen.number()
             );
             judged += 1;
         }
     }
-    assert!(judged > 2 * OBJECTS, "{which:?}: judged only {judged} reads");
+    assert!(judged > 2 * OBJECTS, "judged only {judged} reads");
 });
 
 each_qemu!(
@@ -321,11 +317,11 @@ each_qemu!(
                 number += 1;
                 qemu.set(&object(3), property, json!(number));
                 let out = sh(&format!("cat {}", quote(folder.join(property))));
-                assert_eq!(out.ok().text(), number.to_string(), "{which:?}: {property}");
+                assert_eq!(out.ok().text(), number.to_string(), "{property}");
             }
         }
-        assert_eq!(relay.count("qom-get"), 30, "{which:?}");
-        assert_eq!(relay.count("qom-list-get"), 0, "{which:?}");
+        assert_eq!(relay.count("qom-get"), 30);
+        assert_eq!(relay.count("qom-list-get"), 0);
 
         // The same in one shell, which starts a process for each.
         qemu.set(&object(3), PROPERTY, json!(4711));
@@ -335,9 +331,9 @@ each_qemu!(
             &format!("for i in 1 2 3; do for p in {names}; do cat $p; done; done"),
         );
         let of_one_round = out.ok().lines()[..3].to_vec();
-        assert_eq!(out.lines(), of_one_round.repeat(3), "{which:?}");
-        assert_eq!(of_one_round[0], "4711", "{which:?}");
-        assert_eq!(relay.count("qom-get"), 39, "{which:?}");
-        assert_eq!(relay.count("qom-list-get"), 0, "{which:?}");
+        assert_eq!(out.lines(), of_one_round.repeat(3));
+        assert_eq!(of_one_round[0], "4711");
+        assert_eq!(relay.count("qom-get"), 39);
+        assert_eq!(relay.count("qom-list-get"), 0);
     }
 );

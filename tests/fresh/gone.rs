@@ -134,6 +134,6 @@ each_qemu!(a_qemu_that_goes_is_unmounted_within_two_seconds, |which| {
             "{}",
             mount.log()
         );
-        eprintln!("{which:?}: {:?}", start.elapsed());
+        eprintln!("{:?}", start.elapsed());
     }
 });

@@ -34,15 +34,15 @@ each_qemu!(the_object_is_gone_with_the_property_that_was_asked_for, |which| {
         let out = sh_in(mount.path(), ask);
         assert!(
             out.fails().stderr.contains("No such file or directory"),
-            "{which:?} {ask}: {out}"
+            "{ask}: {out}"
         );
         let listed = sh_in(mount.path(), "ls objects");
-        assert!(!listed.ok().lines().contains(&"m"), "{which:?} {ask}: {listed}");
+        assert!(!listed.ok().lines().contains(&"m"), "{ask}: {listed}");
         // The kernel is told by another thread.
         let gone = |path: &str| wait_until(SOON, || lstat(mount.join(path)).err() == Some(libc::ENOENT));
         assert!(
             gone("objects/m") && gone("objects/m/type") && gone("objects/m/size"),
-            "{which:?} {ask}"
+            "{ask}"
         );
         sh_in(mount.path(), "test -d objects/m").fails();
     }

@@ -14,9 +14,7 @@ const ALL: usize = 1 << 20;
 /// A value of this length can be set in `/machine/append`, whose file is one longer.
 fn append(qemu: &Qemu, length: usize) -> Vec<u8> {
     let text = "x".repeat(length);
-    qemu.truth()
-        .set("/machine", "append", json!(text))
-        .expect("set append");
+    qemu.set("/machine", "append", json!(text));
     format!("{text}\n").into_bytes()
 }
 
@@ -169,11 +167,7 @@ each_qemu!(tools_that_look_at_one_file_are_exact, |which| {
         for round in ["first", "again"] {
             let found = sh_in(mount.join("machine"), &each);
             assert_eq!(found.stderr, "", "{command}");
-            assert_eq!(
-                found.ok().text(),
-                expected.ok().text(),
-                "{which:?} {command} {round}"
-            );
+            assert_eq!(found.ok().text(), expected.ok().text(), "{command} {round}");
         }
     }
 });
@@ -238,7 +232,7 @@ each_qemu!(copies_of_a_readable_part_are_exact_and_silent, |which| {
         let mut found = Copy::of(&copy, BTreeMap::new());
         found.found.retain(|_, one| !matches!(one, Found::Link(_)));
         let compared = found.compare(&part, qemu.truth());
-        assert_eq!(compared.differences, [""; 0], "{which:?} {tool}");
+        assert_eq!(compared.differences, [""; 0], "{tool}");
         assert!(compared.values > 100, "{compared:?}");
     }
 });
@@ -276,7 +270,7 @@ each_qemu!(copies_of_a_whole_machine_lack_only_what_qemu_refuses, |which| {
             "{tool}"
         );
         let compared = Copy::of(&copy, complaints).compare(&told, qemu.truth());
-        assert_eq!(compared.differences, [""; 0], "{which:?} {tool}");
+        assert_eq!(compared.differences, [""; 0], "{tool}");
 
         let diff = sh(&copying(
             "diff -r --no-dereference FROM COPY",
@@ -333,7 +327,7 @@ each_qemu!(listing_never_reads_a_value, |which| {
                         "{command}: {request}"
                     );
                 }
-                _ => panic!("{which:?} {command}: {request}"),
+                _ => panic!("{command}: {request}"),
             }
         }
         assert!(relay.count("qom-list") >= 2, "{command} lists");
@@ -345,9 +339,7 @@ each_qemu!(listing_never_reads_a_value, |which| {
 });
 
 each_qemu!(each_tool_asks_for_a_value_once, |which| {
-    let qemu = Qemu::start(which, "q35", &[]);
-    let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &[]);
+    let (qemu, relay, mount) = relayed(which, "q35", &[], &[]);
     append(&qemu, 300_000); // more than one read
     for command in [
         "cat",
@@ -362,7 +354,7 @@ each_qemu!(each_tool_asks_for_a_value_once, |which| {
         std::thread::sleep(Duration::from_millis(150)); // it is no walk
         relay.reset();
         sh_in(mount.join("machine"), &format!("{command} append >/dev/null")).ok();
-        assert_eq!(relay.count("qom-get"), 1, "{which:?} {command}");
-        assert_eq!(relay.count("qom-list-get"), 0, "{which:?} {command}");
+        assert_eq!(relay.count("qom-get"), 1, "{command}");
+        assert_eq!(relay.count("qom-list-get"), 0, "{command}");
     }
 });

@@ -75,7 +75,7 @@ each_qemu!(a_value_just_written_is_read_whole, |which| {
     for reader in readers(&flag) {
         for (word, shown) in [("off", "false"), ("on", "true"), ("off", "false")] {
             let out = sh_in(qemu.dir(), &format!("echo {word} > {flag}; {reader}"));
-            assert_eq!(out.ok().text(), shown, "{which:?} {reader}");
+            assert_eq!(out.ok().text(), shown, "{reader}");
         }
     }
     for reader in readers(&text) {
@@ -94,7 +94,7 @@ each_qemu!(a_value_just_written_is_read_whole, |which| {
             assert_eq!(
                 out.ok().text(),
                 now.as_str().expect("a string"),
-                "{which:?} {write}; {reader}"
+                "{write}; {reader}"
             );
         }
     }
@@ -129,14 +129,12 @@ for round in range(150):
     let (_qemu, mount) = mounted(which, "none", &[], &[]);
     let flag = quote(mount.join("machine/dump-guest-core"));
     let out = sh(&format!("python3 -c {} {flag}", quote(script)));
-    assert_eq!(out.ok().text(), "", "{which:?}");
+    assert_eq!(out.ok().text(), "");
 });
 
 // A walk costs no request more, and each reader one `qom-get`.
 each_qemu!(it_takes_no_further_request, |which| {
-    let qemu = Qemu::start(which, "none", &[]);
-    let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
+    let (qemu, relay, mount) = relayed(which, "none", &[], &["-o", "entry_timeout=60"]);
     let file = quote(mount.join("machine/append"));
     sh(&format!("stat {file}")).ok();
     for reader in readers(&file) {
@@ -148,7 +146,7 @@ each_qemu!(it_takes_no_further_request, |which| {
         let asked = relay.requests();
         assert!(
             asked.len() <= most && relay.count("qom-get") == asked.len(),
-            "{which:?} {reader}: {asked:?}"
+            "{reader}: {asked:?}"
         );
     }
 });

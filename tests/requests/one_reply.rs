@@ -93,5 +93,5 @@ each_qemu!(a_listing_for_a_reader_shows_how_long_the_values_are, |which| {
             break;
         }
     }
-    assert!(wrong.is_empty(), "{which:?}: {wrong:?}");
+    assert!(wrong.is_empty(), "{wrong:?}");
 });

@@ -19,19 +19,15 @@ each_qemu!(without_readahead_each_request_waits_for_the_one_before, |which| {
     let mut commands: Vec<_> = asked.iter().map(|asked| &*asked.command).collect();
     commands.sort_unstable();
     commands.dedup();
-    assert_eq!(commands, ["qom-get", "qom-list"], "{which:?}");
-    assert_eq!(rig.relay.most_in_flight(), 1, "{which:?}");
+    assert_eq!(commands, ["qom-get", "qom-list"]);
+    assert_eq!(rig.relay.most_in_flight(), 1);
     let gets = asked.iter().filter(|asked| asked.command == "qom-get").count();
     let objects = rig.qemu.truth().walk();
     let below = objects
         .iter()
         .filter(|object| object.path == "/machine/q35" || object.path.starts_with("/machine/q35/"));
-    assert_eq!(
-        gets,
-        below.map(|object| values(object).count()).sum::<usize>(),
-        "{which:?}"
-    );
-    assert_eq!(asked.len() - gets, objects.len(), "{which:?}");
+    assert_eq!(gets, below.map(|object| values(object).count()).sum::<usize>());
+    assert_eq!(asked.len() - gets, objects.len());
 });
 
 each_qemu!(find_asks_for_the_next_listings_before_this_one_came, |which| {
@@ -40,17 +36,13 @@ each_qemu!(find_asks_for_the_next_listings_before_this_one_came, |which| {
         rig.relay.set_reply_delay(Duration::from_millis(3));
         sh(&format!("find {} >/dev/null", rig.at(""))).ok();
         let most = rig.relay.most_in_flight();
-        assert_eq!(
-            (2..=5).contains(&most),
-            ahead,
-            "{which:?}, {option}: {most} at once"
-        );
+        assert_eq!((2..=5).contains(&most), ahead, "{option}: {most} at once");
         let early: BTreeSet<_> = rig.overlapping().into_iter().map(|(_, second)| second).collect();
         let objects: BTreeSet<_> = rig.qemu.truth().walk().iter().map(|o| list(&o.path)).collect();
-        assert!(early.is_subset(&objects), "{which:?}, {option}: {early:?}");
+        assert!(early.is_subset(&objects), "{option}: {early:?}");
         // Not all: of two that follow each other the second may be sent just after the first one's reply.
         let (early, all) = (early.len(), objects.len());
-        assert_eq!(early > all / 4, ahead, "{which:?}, {option}: {early} of {all}");
+        assert_eq!(early > all / 4, ahead, "{option}: {early} of {all}");
     }
 });
 

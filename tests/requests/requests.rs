@@ -17,17 +17,17 @@ each_qemu!(find_asks_for_each_listing_once_and_for_nothing_else, |which| {
         let asked = rig.asked(); // since the mount began
         let listed: BTreeSet<_> = asked.iter().cloned().collect();
         let expected: BTreeSet<_> = rig.qemu.truth().walk().iter().map(|o| list(&o.path)).collect();
-        assert_eq!(listed, expected, "{which:?}");
+        assert_eq!(listed, expected);
         (asked.len() == expected.len()).then_some(rig)
     };
     let rig = (0..TRIES).find_map(|_| cold());
-    let rig = rig.unwrap_or_else(|| panic!("{which:?}: asked again for some listings, each time"));
+    let rig = rig.unwrap_or_else(|| panic!("asked again for some listings, each time"));
     let find = format!("find {}", rig.at(""));
-    assert_eq!(rig.asked_by(&find), [], "{which:?}: find within entry_timeout");
+    assert_eq!(rig.asked_by(&find), [], "find within entry_timeout");
     assert_eq!(
         rig.asked_by(&format!("{find} -size +1k -newermt 1970-01-01")),
         [],
-        "{which:?}: with a stat each"
+        "with a stat each"
     );
 });
 
@@ -54,7 +54,7 @@ each_qemu!(looking_around_evaluates_nothing, |which| {
     ] {
         let command = command.replace("{}", &rig.at(""));
         let asked = rig.asked_by(&command);
-        assert_eq!(evaluations(&asked), [] as [&Asked; 0], "{which:?}: {command}");
+        assert_eq!(evaluations(&asked), [] as [&Asked; 0], "{command}");
     }
 });
 
@@ -65,7 +65,7 @@ each_qemu!(a_long_listing_asks_only_where_its_links_lead, |which| {
         let asked = rig.asked_by(&format!("ls -l {}", rig.at(folder)));
         for asked in evaluations(&asked) {
             let is_link = links.contains(&(asked.paths[0].clone(), asked.property.clone()));
-            assert!(is_link, "{which:?}: ls -l {folder} asked {asked:?}");
+            assert!(is_link, "ls -l {folder} asked {asked:?}");
         }
     }
 });
@@ -80,11 +80,11 @@ each_qemu!(one_ls_asks_for_the_listings_on_its_way_and_none_ahead, |which| {
     let (folder, sibling) = ("machine/unattached", "machine/q35");
     sh(&format!("ls {}", rig.at(folder))).ok();
     let way = [list("/"), list("/machine"), list("/machine/unattached")];
-    assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
+    assert_eq!(rig.asked(), way, "since the mount began");
     let again = format!("for i in 1 2 3 4 5; do ls {}; done", rig.at(folder));
-    assert_eq!(rig.asked_by(&again), [], "{which:?}: {again}");
+    assert_eq!(rig.asked_by(&again), [], "{again}");
     let ls = format!("ls -U {}", rig.at(sibling));
-    assert_eq!(rig.asked_by(&ls), [list("/machine/q35")], "{which:?}: {ls}");
+    assert_eq!(rig.asked_by(&ls), [list("/machine/q35")], "{ls}");
 });
 
 each_qemu!(one_ls_again_and_again_is_no_walk, |which| {
@@ -108,9 +108,9 @@ each_qemu!(one_ls_again_and_again_is_no_walk, |which| {
         let asked = rig.asked();
         let listed = |path: &str| asked.iter().filter(|asked| **asked == list(path)).count();
         let itself = listed("/machine/unattached");
-        assert_eq!(itself, 5, "{which:?}, {work:?}: {asked:?}");
+        assert_eq!(itself, 5, "{work:?}: {asked:?}");
         let way = itself + listed("/") + listed("/machine"); // which expire too
-        assert_eq!(way, asked.len(), "{which:?}, {work:?}: {asked:?}");
+        assert_eq!(way, asked.len(), "{work:?}: {asked:?}");
     }
 });
 
@@ -119,12 +119,8 @@ each_qemu!(one_cat_reads_one_value, |which| {
     let file = rig.at("machine/type");
     sh(&format!("cat {file}")).ok();
     let way = [list("/"), list("/machine"), get("/machine", "type")];
-    assert_eq!(rig.asked(), way, "{which:?}: since the mount began");
-    assert_eq!(
-        rig.asked_by(&format!("cat {file}")),
-        [get("/machine", "type")],
-        "{which:?}"
-    );
+    assert_eq!(rig.asked(), way, "since the mount began");
+    assert_eq!(rig.asked_by(&format!("cat {file}")), [get("/machine", "type")]);
 
     // One process that reads the same again and again, and processes that follow each other.
     for command in [
@@ -135,14 +131,14 @@ each_qemu!(one_cat_reads_one_value, |which| {
         assert_eq!(
             rig.asked_by(&command),
             vec![get("/machine", "type"); 5],
-            "{which:?}: {command}"
+            "{command}"
         );
     }
     // Different ones, each by a process of its own.
     let folder = rig.at("machine");
     let names = ["type", "graphics", "usb", "smp", "kernel"];
     let asked = rig.asked_by(&format!("for f in {}; do cat {folder}/$f; done", names.join(" ")));
-    assert_eq!(asked, names.map(|name| get("/machine", name)), "{which:?}");
+    assert_eq!(asked, names.map(|name| get("/machine", name)));
 });
 
 /// The fewest requests of up to three walks, each by a mount of its own: one that the machine held up
@@ -291,12 +287,9 @@ each_qemu!(a_find_beside_a_grep_evaluates_nothing, |which| {
         .iter()
         .filter(of_objects)
         .filter(|asked| asked.command == "qom-list");
-    assert!(listed.count() > 40, "{which:?}: find listed nothing anew");
+    assert!(listed.count() > 40, "find listed nothing anew");
     let read: Vec<_> = evaluations(&asked).into_iter().filter(of_objects).collect();
-    assert_eq!(read, [] as [&Asked; 0], "{which:?}");
+    assert_eq!(read, [] as [&Asked; 0]);
     let evaluated = evaluations(&asked).len();
-    assert!(
-        evaluated > 100,
-        "{which:?}: only {evaluated} evaluations for grep"
-    );
+    assert!(evaluated > 100, "only {evaluated} evaluations for grep");
 });

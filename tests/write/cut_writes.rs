@@ -44,11 +44,9 @@ each_qemu!(a_newline_in_a_write_of_its_own_ends_the_value, |which| {
         ),
         (format!("(printf %4096s; echo) > {file}"), &" ".repeat(4096)),
     ] {
-        qemu.truth()
-            .set("/machine", "append", json!("before"))
-            .expect("set");
+        qemu.set("/machine", "append", json!("before"));
         sh(&command).ok();
-        assert_eq!(string_of(&qemu), value, "{which:?} {command}");
+        assert_eq!(string_of(&qemu), value, "{command}");
     }
 });
 
@@ -89,11 +87,11 @@ for text in (b\"lo\", b\"lo\", b\"\\n\"):
         let out = sh(&command);
         assert!(
             out.fails().stderr.contains("File too large") || out.stderr.contains("EFBIG"),
-            "{which:?} {out}"
+            "{out}"
         );
     }
     let out = sh(&format!("python3 -c {} {file}", quote(pwrite)));
-    assert_eq!(out.ok().text(), "27\n27\n27", "{which:?}");
+    assert_eq!(out.ok().text(), "27\n27\n27");
     let why = sh(&format!("getfattr --only-values -n user.qom.error {file}"));
     why.ok().shows("came in pieces");
     // From the start it is a new value.
@@ -124,8 +122,8 @@ each_qemu!(copying_into_a_property_sets_it, |which| {
         let out = sh(&format!(
             "echo value{number} > {from}; chmod 644 {from}; {tool} {from} {file}"
         ));
-        assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{which:?} {out}");
-        assert_eq!(string_of(&qemu), format!("value{number}"), "{which:?} {tool}");
+        assert_eq!((out.status, out.stderr.as_str()), (0, ""), "{out}");
+        assert_eq!(string_of(&qemu), format!("value{number}"), "{tool}");
     }
     sh(&format!(
         "chmod 644 {file} && chown $(stat -c %u:%g {file}) {file}"
@@ -135,9 +133,7 @@ each_qemu!(copying_into_a_property_sets_it, |which| {
 });
 
 each_qemu!(a_refusal_is_not_made_good_by_a_newline, |which| {
-    let qemu = Qemu::start(which, "q35", &ARGS);
-    let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &[]);
+    let (qemu, relay, mount) = relayed(which, "q35", &ARGS, &[]);
     let acpi = quote(mount.join("machine/acpi"));
     let before = qemu.truth().get("/machine", "acpi").expect("a value");
     for command in [
@@ -149,7 +145,7 @@ each_qemu!(a_refusal_is_not_made_good_by_a_newline, |which| {
     ] {
         relay.reset();
         let out = sh(&command);
-        assert!(out.fails().stderr.contains("Invalid argument"), "{which:?} {out}");
+        assert!(out.fails().stderr.contains("Invalid argument"), "{out}");
         assert_eq!(relay.count("qom-set"), 1, "{command}: {:?}", relay.requests());
         assert_eq!(
             qemu.truth().get("/machine", "acpi"),

@@ -13,9 +13,7 @@ const MEMORY: [&str; 6] = [
 ];
 
 each_qemu!(nothing_is_unrealized, |which| {
-    let qemu = Qemu::start(which, "q35", &MEMORY);
-    let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &["-o", "entry_timeout=60"]);
+    let (qemu, relay, mount) = relayed(which, "q35", &MEMORY, &["-o", "entry_timeout=60"]);
     let found = sh_in(mount.path(), "find -name realized -type f");
     let files = found.ok().lines();
     for part in [
@@ -27,7 +25,7 @@ each_qemu!(nothing_is_unrealized, |which| {
         "sysbus/",
     ] {
         let has = files.iter().any(|file| file.contains(part));
-        assert!(has, "{which:?}: nothing of {part} in {files:?}");
+        assert!(has, "nothing of {part} in {files:?}");
     }
     relay.reset();
     for (number, file) in files.iter().enumerate() {
@@ -35,7 +33,7 @@ each_qemu!(nothing_is_unrealized, |which| {
         let out = sh_in(mount.path(), &format!("echo {word} > '{file}'"));
         out.fails().says("Operation not permitted");
     }
-    assert_eq!(relay.count("qom-set"), 0, "{which:?}");
+    assert_eq!(relay.count("qom-set"), 0);
     let words = sh(&format!(
         "getfattr --only-values -n user.qom.error {}",
         quote(mount.join("machine/peripheral/vm/realized"))
@@ -69,7 +67,7 @@ each_qemu!(sizes_are_taken_as_people_write_them, |which| {
         ("4194304", 4 << 20),
     ] {
         sh(&format!("echo {text} > {file}")).ok();
-        assert_eq!(get(), json!(bytes), "{which:?} {text}");
+        assert_eq!(get(), json!(bytes), "{text}");
     }
     let before: Value = get();
     for text in [
@@ -86,10 +84,7 @@ each_qemu!(sizes_are_taken_as_people_write_them, |which| {
         "1.5",
     ] {
         let out = sh(&format!("echo '{text}' > {file}"));
-        assert!(
-            out.fails().stderr.contains("Invalid argument"),
-            "{which:?} {text}: {out}"
-        );
+        assert!(out.fails().stderr.contains("Invalid argument"), "{text}: {out}");
         assert_eq!(get(), before, "{text}");
     }
 });

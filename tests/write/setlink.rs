@@ -65,7 +65,7 @@ each_qemu!(a_link_can_be_set_in_every_way_it_can_be_written, |which| {
         relay.reset();
         let out = ln(&dir, &text, LINK);
         assert!(out.ok().stderr.is_empty(), "{out}");
-        assert_eq!(target(&qemu), expected, "{which:?} {text}");
+        assert_eq!(target(&qemu), expected, "{text}");
         assert_eq!(relay.count("qom-set"), 1, "{text}");
         let shown = link_text("/machine", LINK, expected);
         assert_eq!(
@@ -312,17 +312,17 @@ each_qemu!(links_are_set_by_any_tool_that_renames, |which| {
         {
             let name = ["m2", "pc.ram"][number % 2];
             let out = sh_in(&dir, &command.replace("TARGET", &format!("../objects/{name}")));
-            assert_eq!(out.ok().stderr, "", "{which:?} {out}");
-            assert_eq!(target(&qemu), format!("/objects/{name}"), "{which:?} {command}");
+            assert_eq!(out.ok().stderr, "", "{out}");
+            assert_eq!(target(&qemu), format!("/objects/{name}"), "{command}");
             let shown = format!("../objects/{name}").into_bytes();
-            assert_eq!(read_link(dir.join(LINK)), Ok(shown), "{which:?} {command}");
+            assert_eq!(read_link(dir.join(LINK)), Ok(shown), "{command}");
             assert!(
                 strangers(&qemu, &mount, "/machine").is_empty(),
-                "{which:?} {command}"
+                "{command}"
             );
             assert!(
                 strangers(&qemu, &mount, "/objects").is_empty(),
-                "{which:?} {command}"
+                "{command}"
             );
         }
     // What removes the old link first cannot set it.
@@ -344,7 +344,7 @@ each_qemu!(a_refused_link_keeps_the_words, |which| {
     ] {
         ln(&dir, text, LINK).fails();
         let out = sh_in(&dir, words);
-        assert!(out.text().contains(want), "{which:?} {text}: {out}");
+        assert!(out.text().contains(want), "{text}: {out}");
         let listed = sh_in(&dir, "getfattr -h -m - memory-backend");
         assert_eq!(listed.ok().text(), "", "it is not listed");
     }

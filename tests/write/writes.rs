@@ -15,9 +15,7 @@ struct Writable {
 impl Writable {
     #[track_caller]
     fn new(which: Which) -> Writable {
-        let qemu = Qemu::start(which, "q35", &[]);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &[]);
+        let (qemu, relay, mount) = relayed(which, "q35", &[], &[]);
         Writable { qemu, relay, mount }
     }
 

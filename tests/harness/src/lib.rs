@@ -40,7 +40,7 @@ pub use mountinfo::mounts;
 pub use proc::{alive, is_root, signal, wait_until};
 pub use qemu::{Qemu, Which};
 pub use relay::Relay;
-pub use rig::{PAUSE, Rig, mounted};
+pub use rig::{PAUSE, Rig, mounted, relayed};
 pub use script::{Action, GREETING, GREETING_NEW, GREETING_PROXY, Scripted};
 pub use session::Session;
 pub use sh::{Background, Out, quote, sh, sh_deadline, sh_in, sh_start};

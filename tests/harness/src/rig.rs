@@ -19,6 +19,15 @@ pub fn mounted(which: Which, machine: &str, extra: &[&str], options: &[&str]) ->
     (qemu, mount)
 }
 
+/// The same through a relay.
+#[track_caller]
+pub fn relayed(which: Which, machine: &str, extra: &[&str], options: &[&str]) -> (Qemu, Relay, Mount) {
+    let qemu = Qemu::start(which, machine, extra);
+    let relay = Relay::start(qemu.dir(), &qemu.socket());
+    let mount = Mount::start(relay.socket(), options);
+    (qemu, relay, mount)
+}
+
 /// How long nothing must happen for the daemon to take what follows for something new.
 pub const PAUSE: Duration = Duration::from_millis(250);
 
@@ -41,9 +50,8 @@ impl Rig {
     /// A machine with further arguments for QEMU, mounted with further options.
     #[track_caller]
     pub fn new(which: Which, machine: &[&str], options: &[&str]) -> Rig {
-        let qemu = Qemu::start(which, "q35", machine);
-        let relay = Relay::start(qemu.dir(), &qemu.socket());
-        let mount = Mount::start(relay.socket(), &[&["-o", "entry_timeout=60"], options].concat());
+        let options = [&["-o", "entry_timeout=60"], options].concat();
+        let (qemu, relay, mount) = relayed(which, "q35", machine, &options);
         Rig { mount, relay, qemu }
     }
 
