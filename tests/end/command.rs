@@ -11,7 +11,7 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(15);
 
 /// A quiet machine, and a second monitor for the test. It runs in the folder of a session.
-const QUIET: &str =
+pub const QUIET: &str =
     "-M none -display none -nodefaults -S -pidfile pid -qmp unix:truth.sock,server=on,wait=off";
 
 /// The command of such a machine, as one types it.

@@ -6,14 +6,13 @@ use std::time::Duration;
 use harness::*;
 use serde_json::Value;
 
+use crate::command::QUIET;
+
 const SOON: Duration = Duration::from_secs(20);
 
 /// Runs what follows with system calls that fail. strace stays their parent, and ends as they do.
 const REFUSED: &str = "strace -f -qq -o trace --seccomp-bpf -e trace=pidfd_open,pidfd_send_signal \
                        -e inject=pidfd_open,pidfd_send_signal:error=EPERM";
-
-const QUIET: &str =
-    "-M none -display none -nodefaults -S -pidfile pid -qmp unix:truth.sock,server=on,wait=off";
 
 /// What ends the machine.
 #[derive(Clone, Copy, Debug)]

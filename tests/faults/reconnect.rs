@@ -479,7 +479,7 @@ each_qemu!(a_descriptor_does_not_outlive_its_machine, |which| {
     let open = |flags| Held::open(mount.join("machine/append"), flags).expect("open");
     qemu.set("/machine", "append", json!("first"));
     let (writer, both, reader) = (open(libc::O_WRONLY), open(libc::O_RDWR), open(libc::O_RDONLY));
-    assert_eq!(reader.read(3).as_deref(), Ok(b"fir".as_slice()));
+    assert_eq!(reader.read(3), Ok(b"fir".into()));
     // One is used while there is no machine: its request would wait for the next one.
     qemu.kill();
     is_cut_off(&mount, "machine/type");
@@ -493,11 +493,7 @@ each_qemu!(a_descriptor_does_not_outlive_its_machine, |which| {
         assert_eq!(both.write(b"astray"), Err(libc::ESTALE), "{round}");
         assert_eq!(both.read_at(0, 10), Err(libc::ESTALE), "{round}");
         assert_eq!(reader.read_at(0, 10), Err(libc::ESTALE), "{round}");
-        assert_eq!(
-            reader.read_at(3, 10).as_deref(),
-            Ok(b"st\n".as_slice()),
-            "still pinned"
-        );
+        assert_eq!(reader.read_at(3, 10), Ok(b"st\n".into()), "still pinned");
     }
     assert_eq!(next.truth().get("/machine", "append"), Ok(json!("second")));
     assert_eq!(read(&mount, "machine/append").as_deref(), Ok("second\n"));
