@@ -236,7 +236,11 @@ impl Connection {
 
     /// Ends the connection; whoever waits for a reply gets [`Error::Closed`].
     pub fn hang_up(&self) {
-        self.shared.close(Closed::Ours);
+        self.close(Closed::Ours);
+    }
+
+    pub(super) fn close(&self, why: Closed) {
+        self.shared.close(why);
     }
 
     /// Whether this QEMU has `qom-list-get`, as far as is known.

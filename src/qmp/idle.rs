@@ -13,9 +13,10 @@ use super::error::{Closed, ConnectError, Error};
 use super::monitor::{Current, Inner, Notice};
 use crate::pidfd::Process;
 
-/// For so long after an attempt failed, requests fail alike: the kernel makes several of one access. A request also waits
-/// so much longer than its own time for the words of an attempt.
-const JUST_NOW: Duration = Duration::from_millis(100);
+/// How much longer than its own time a request waits for the words of an attempt that fails at the same moment.
+const GRACE: Duration = Duration::from_millis(100);
+/// How long a request waits that comes as soon after one that failed: the kernel makes several of one access.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A monitor that was let go.
 pub(super) struct Away {
@@ -145,7 +146,10 @@ impl Inner {
         let lives = current.listener.as_ref().is_some_and(|listener| listener.lives());
         match attempt {
             Ok(connection) => match same(current.listener.as_deref(), &connection) {
-                Same::No => self.lost(current),
+                Same::No => {
+                    connection.close(Closed::Idle);
+                    self.lost(current);
+                }
                 same => {
                     // A file that was opened for writing may be about another QEMU.
                     current.number += u64::from(matches!(same, Same::Unknown));
@@ -186,16 +190,13 @@ impl Inner {
     /// # Errors
     /// [`Error::Away`] when it cannot be had in time.
     pub(super) fn want(&self, current: &mut MutexGuard<'_, Current>) -> Result<(), Error> {
-        let began = Instant::now();
-        let until = began + self.timeout;
         let Some(away) = &mut current.away else {
             return Ok(());
         };
-        if let Some((failed, why)) = &away.failure
-            && failed.elapsed() < JUST_NOW
-        {
-            return Err(Error::Away(why.clone()));
-        }
+        let just_failed = matches!(away.failure, Some((failed, _)) if failed.elapsed() < GRACE);
+        let limit = if just_failed { AGAIN } else { self.timeout };
+        let began = Instant::now();
+        let until = began + limit.min(self.timeout);
         away.wanted_until = Some(until);
         self.changed.notify_all();
         while let Some(away) = &current.away {
@@ -205,10 +206,13 @@ impl Inner {
                 Some((failed, why)) if *failed > began && (is_over(Duration::ZERO) || !why.is_held()) => {
                     return Err(Error::Away(why.clone()));
                 }
-                _ if is_over(JUST_NOW) => return Err(Error::Stalled),
+                failure if is_over(GRACE) => {
+                    let why = failure.as_ref().map(|(_, why)| Error::Away(why.clone()));
+                    return Err(why.unwrap_or(Error::Stalled));
+                }
                 _ => {}
             }
-            self.changed.wait_until(current, until + JUST_NOW);
+            self.changed.wait_until(current, until + GRACE);
         }
         Ok(())
     }

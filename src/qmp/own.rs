@@ -142,6 +142,7 @@ fn make(given: &mut Greeted, id: &str, timeout: Duration) -> Result<Greeted, Fai
         given.undo("chardev-remove", &json!({ "id": id }));
         Failure::Refused(match e {
             ConnectError::NoGreeting { after, .. } => format!("no greeting on it within {after:?}"),
+            ConnectError::NotQmp { what, .. } => format!("no QMP on it: {what}"),
             e => e.to_string(),
         })
     })
