@@ -17,6 +17,6 @@ pub use client::{PendingReply, Qom};
 pub use error::{Error, Reason};
 pub use identity::Identity;
 pub use path::Path;
-pub use property::{Description, Kind, Property, Valued};
+pub use property::{Description, Kind, Property, Valued, child_type};
 pub use requests::Request;
 pub use value::parse_bool;
