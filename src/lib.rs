@@ -9,6 +9,7 @@ mod daemon;
 mod fs;
 mod fuse;
 mod limits;
+mod process;
 mod qmp;
 mod qom;
 mod text;
@@ -18,12 +19,12 @@ use std::process::ExitCode;
 
 pub use cli::command;
 use cli::{Task, UsageError};
+use daemon::logging;
 use daemon::machine::discover::{self, Table};
-use daemon::{logging, memory};
 
 /// Does what the command line says; returns the exit status of the process.
 pub fn main() -> ExitCode {
-    memory::use_one_heap();
+    process::use_one_heap();
     let config = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
         Ok(Task::Mount(config)) => *config,
         Ok(Task::List) => {

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -98,24 +98,5 @@ pub fn notify_service_manager() {
     let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(b"READY=1\n", &address?));
     if let Err(e) = sent {
         warn!("cannot tell the service manager: {e}");
-    }
-}
-
-/// Closes every descriptor from `first` on but `own`, which nothing here may use any more: what was inherited
-/// must not be kept open.
-pub fn close_all_but(first: u32, own: RawFd) {
-    // SAFETY: plain system calls.
-    let close_range =
-        |first: u32, last: u32| unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 };
-    let own = own as u32;
-    if (first >= own || close_range(first, own - 1)) && close_range(own + 1, u32::MAX) {
-        return;
-    }
-    // Before Linux 5.9. No limit is so large that more are in use.
-    // SAFETY: as above.
-    let most = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) }.clamp(1024, 65536) as u32;
-    for other in (first..most).filter(|other| *other != own) {
-        // SAFETY: as above.
-        unsafe { libc::close(other as RawFd) };
     }
 }

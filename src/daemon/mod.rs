@@ -1,10 +1,8 @@
 //! The life of a mount: connect, mount, go to the background, serve, and leave nothing behind.
 
 mod background;
-mod caches;
 pub mod logging;
 pub mod machine;
-pub mod memory;
 mod mount;
 mod shutdown;
 mod signals;
@@ -27,12 +25,12 @@ use nix::unistd::{Pid, getgid, getpid, getuid};
 
 use crate::cli::{Config, Wanted};
 use crate::fs::{Settings, Tree};
+use crate::fuse::notify::KernelCaches;
 use crate::fuse::pool::Pool;
 use crate::fuse::{Fuse, THREADS};
 use crate::qmp::{Address, Closed, ConnectError, Monitor, Notice};
 use crate::qom::{Identity, Qom};
 use crate::text::printable;
-use caches::KernelCaches;
 use machine::Machine;
 use mount::Options;
 use shutdown::{End, spawn, try_threads, wait_for_end, watch_machine};
@@ -315,7 +313,7 @@ fn start_session(
     let pool = fuse.pool();
     let notifications = device.try_clone()?;
     let session = Session::from_fd(fuse, device, acl, fuser_config)?;
-    let kernel = KernelCaches::new(session.notifier(), notifications, ends)?;
+    let kernel = KernelCaches::new(session.notifier(), notifications)?;
     tree.set_kernel(Box::new(kernel));
     try_threads(1 + THREADS)
         .map_err(|e| io::Error::new(e.kind(), format!("cannot start enough threads: {e}")))?;

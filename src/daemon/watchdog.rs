@@ -19,8 +19,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, setsid};
 
-use crate::daemon::background::{close_all_but, pipe_cloexec, release_stdio};
+use crate::daemon::background::{pipe_cloexec, release_stdio};
 use crate::daemon::mount::mounted::Mounted;
+use crate::process::close_all_but;
 
 /// How long the watchdog may take to unmount while we wait for it.
 const TAKEOVER: Duration = Duration::from_secs(5);

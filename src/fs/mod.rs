@@ -216,7 +216,7 @@ impl Tree {
         self.ahead.forget_old();
         self.listings.forget_old();
         self.entries.forget_unused();
-        crate::daemon::memory::give_back();
+        crate::process::give_memory_back();
     }
 
     /// The object that a directory shows.

@@ -7,7 +7,7 @@ mod mountinfo;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -22,12 +22,9 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{getgid, getuid};
 
-use crate::daemon::background::{close_all_but, hide_monitor};
+use crate::daemon::background::hide_monitor;
 use crate::daemon::mount::mounted::{Mounted, take_away};
 use crate::daemon::mount::mountinfo::mount_lines;
-
-/// Makes a second connection to what a first one, whose number it reads, is connected to (Linux 4.2).
-const FUSE_DEV_IOC_CLONE: libc::Ioctl = libc::_IOR::<u32>(229, 0);
 
 /// The most that one request reads, in bytes. For each, the kernel pins as much of the reader's buffer, be it
 /// filled or not, and `grep` and `cat` come with 96 or 128 KiB for values of a few bytes.
@@ -118,38 +115,9 @@ pub fn is_mount_of(point: &Path, fs_type: &str) -> bool {
     })
 }
 
-fn open_device() -> io::Result<OwnedFd> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
-    Ok(device.into())
-}
-
-/// The connection to the kernel for a thread that may have to wait in it until requests are answered: one of
-/// its own, in a table of descriptors of its own. The kernel ends the requests that were read from a connection
-/// when nobody has that open any more. So the end of the process, whatever brings it about, ends what such a
-/// thread waits for; with a table that it shares, it would keep the other connection open meanwhile.
-/// `shared` is the other connection, which nobody may close: this thread's table has it no more.
-///
-/// # Errors
-/// When no descriptor is left.
-pub fn detach_thread(shared: RawFd) -> io::Result<File> {
-    // SAFETY: nobody closes it.
-    let shared = unsafe { BorrowedFd::borrow_raw(shared) };
-    // SAFETY: a plain system call.
-    if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
-        return shared.try_clone_to_owned().map(File::from);
-    }
-    let own = open_device().ok().filter(|own| {
-        let number = shared.as_raw_fd() as u32;
-        // SAFETY: it reads a number that lives as long as the call.
-        unsafe { libc::ioctl(own.as_raw_fd(), FUSE_DEV_IOC_CLONE, &number) == 0 }
-    });
-    let own = own.map_or_else(|| shared.try_clone_to_owned(), Ok)?;
-    close_all_but(0, own.as_raw_fd());
-    Ok(own.into())
-}
-
 fn direct(point: &Path, options: &Options) -> io::Result<OwnedFd> {
-    let device = open_device().map_err(|e| match e.kind() {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let device = device.map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => io::Error::new(
             e.kind(),
             "there is no /dev/fuse (try: modprobe fuse; in a container, --device /dev/fuse)",
@@ -187,7 +155,7 @@ fn direct(point: &Path, options: &Options) -> io::Result<OwnedFd> {
         Errno::EPERM | Errno::EACCES => io::ErrorKind::PermissionDenied.into(),
         other => io::Error::from(other),
     })?;
-    Ok(device)
+    Ok(device.into())
 }
 
 /// Mounts through the setuid helper, which sends the device back over a socket.
