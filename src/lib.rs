@@ -45,15 +45,13 @@ pub fn main() -> ExitCode {
         }
     };
     logging::start(config.log_level);
-    match daemon::run(config) {
-        Ok(status) => ExitCode::from(status),
-        // QEMU has spoken for itself.
-        Err(daemon::Error::Ended(status)) => ExitCode::from(status),
-        Err(e) => {
-            eprintln!("qom-fuse: {e}");
-            ExitCode::from(e.status())
+    let status = daemon::run(config).unwrap_or_else(|daemon::Error { message, status }| {
+        if let Some(message) = message {
+            eprintln!("qom-fuse: {message}");
         }
-    }
+        status
+    });
+    ExitCode::from(status)
 }
 
 /// The machines that there are, and the command for the first of them.

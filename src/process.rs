@@ -1,6 +1,9 @@
 //! This process: its heap, which is small for hours and large for the seconds of a walk, and its descriptors.
 
+use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// To be called once, first of all. One heap for all threads: glibc keeps what is free in a
 /// thread's own heap, and our threads allocate too little to be in each other's way.
@@ -40,5 +43,16 @@ pub fn close_all_but(first: u32, own: RawFd) {
     for other in (first..most).filter(|other| *other != own) {
         // SAFETY: as above.
         unsafe { libc::close(other as RawFd) };
+    }
+}
+
+/// Lets a program that is to be started have a descriptor of ours.
+pub fn pass_descriptor(command: &mut Command, descriptor: RawFd) -> &mut Command {
+    // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        })
     }
 }

@@ -6,21 +6,12 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::process::{Command, exit};
+use std::process::exit;
 
 use log::warn;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
-
-use crate::cli::SOCKET_VARIABLES;
-
-/// Keeps from a program that we start where our machine's monitor is.
-pub fn hide_monitor(command: &mut Command) -> &mut Command {
-    SOCKET_VARIABLES
-        .iter()
-        .fold(command, |command, name| command.env_remove(name))
-}
 
 /// Tells the process that the shell waits for that the mount answers.
 pub struct Readiness {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::{getgid, getuid};
 use parking_lot::Mutex;
 
 use crate::qmp::Event;
@@ -36,10 +37,11 @@ use prefetch::ahead::Ahead;
 use prefetch::walks::Walks;
 
 /// How a mount behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// How long a listing is served after it was asked for.
     pub entry_timeout: Duration,
+    /// The owner that files show.
     pub uid: u32,
     pub gid: u32,
     /// Permission bits that are taken away.
@@ -49,6 +51,20 @@ pub struct Settings {
     pub mount_point: PathBuf,
     /// Whether requests may be sent before the kernel asks.
     pub readahead: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            entry_timeout: Duration::from_secs(1),
+            uid: getuid().as_raw(),
+            gid: getgid().as_raw(),
+            umask: 0,
+            read_only: false,
+            mount_point: PathBuf::new(),
+            readahead: true,
+        }
+    }
 }
 
 /// What the kernel must be told of its own caches.

@@ -19,6 +19,6 @@ pub mod wire;
 pub use address::{Address, AddressError};
 pub use budget::Charge;
 pub use connection::Pending;
-pub use error::{Closed, ConnectError, Error};
+pub use error::{Closed, Error};
 pub use monitor::{Monitor, Notice};
 pub use wire::{Event, Greeting, command, request};

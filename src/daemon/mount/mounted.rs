@@ -7,16 +7,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use nix::mount::MntFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::geteuid;
 
-use crate::daemon::background::hide_monitor;
-use crate::daemon::mount::mountinfo::{Line, mount_lines};
+use super::fusermount;
+use super::mountinfo::{Line, mount_lines};
 
 /// A mount of ours. The kernel gives the plain id and the device number of a mount that is gone
 /// to the next one at once, so both together are no proof; the unique id (Linux 6.8) is.
@@ -151,24 +149,7 @@ pub(crate) fn take_away(place: &Path, how: MntFlags) -> io::Result<()> {
     let flags = how | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
     match nix::mount::umount2(place, flags) {
         Ok(()) => Ok(()),
-        Err(_) if !geteuid().is_root() => {
-            let mut helper = Command::new("fusermount3");
-            hide_monitor(&mut helper)
-                .args(["-u", "-z", "--"])
-                .arg(place)
-                .stdin(Stdio::null());
-            let done = match helper.output() {
-                // There may be no further process: then this one becomes it.
-                Err(_) if how.contains(MntFlags::MNT_FORCE) => return Err(helper.exec()),
-                done => done?,
-            };
-            match done.status.success() {
-                true => Ok(()),
-                false => Err(io::Error::other(
-                    String::from_utf8_lossy(&done.stderr).trim().to_owned(),
-                )),
-            }
-        }
+        Err(_) if !geteuid().is_root() => fusermount::unmount(place, how.contains(MntFlags::MNT_FORCE)),
         Err(e) => Err(e.into()),
     }
 }
