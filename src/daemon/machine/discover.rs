@@ -7,6 +7,7 @@ use std::path::Path;
 
 use nix::unistd::getuid;
 
+use crate::qmp::Options;
 use crate::text::printable;
 
 /// Programs that carry a QEMU's command line without being one.
@@ -102,14 +103,15 @@ fn machine(pid: u32, own: bool, line: &[u8], directory: &Path) -> Option<Machine
             (given == option).then(|| pair[1].clone())
         })
     };
-    let sockets: Vec<Options> = values("chardev")
-        .filter_map(|text| Options::socket(&text))
-        .collect();
-    let by_id = |id: &str| sockets.iter().find(|s| s.get("id") == Some(id));
+    let sockets: Vec<Options> = values("chardev").filter_map(|text| socket(&text)).collect();
+    let by_id = |id: &str| {
+        let socket = sockets.iter().find(|s| s.get("id") == Some(id))?;
+        Some(address_of(socket, directory))
+    };
     let mut monitors: Vec<MonitorAt> = values("qmp")
         .chain(values("qmp-pretty"))
         .filter_map(|text| match text.strip_prefix("chardev:") {
-            Some(id) => Some(by_id(id)?.at(directory)),
+            Some(id) => by_id(id),
             None => given_to_qmp(&text, directory),
         })
         .collect();
@@ -117,12 +119,12 @@ fn machine(pid: u32, own: bool, line: &[u8], directory: &Path) -> Option<Machine
         let mon = Options::new(&text);
         let id = mon.get("chardev").unwrap_or(&mon.first);
         let is_qmp = mon.get("mode") == Some("control");
-        is_qmp.then(|| by_id(id).map(|socket| socket.at(directory)))?
+        is_qmp.then(|| by_id(id))?
     }));
     monitors.extend(values("object").filter_map(|text| {
-        let object = Options::of_object(&text)?;
+        let object = object(&text)?;
         let is_qmp = object.get("qom-type").unwrap_or(&object.first) == "monitor-qmp";
-        is_qmp.then(|| by_id(object.get("chardev")?).map(|socket| socket.at(directory)))?
+        is_qmp.then(|| by_id(object.get("chardev")?))?
     }));
     let name = values("name").next().map(|text| {
         let options = Options::new(&text);
@@ -152,71 +154,35 @@ fn absolute(path: &str, directory: &Path) -> String {
     directory.join(path).to_string_lossy().into_owned()
 }
 
-/// QEMU's `first,name=value,flag`, with `,,` for a comma.
-struct Options {
-    first: String,
-    pairs: Vec<(String, String)>,
+/// An `-object`, which may be given as JSON too.
+fn object(text: &str) -> Option<Options> {
+    if !text.starts_with('{') {
+        return Some(Options::new(text));
+    }
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+    let pair = |(name, value): (String, serde_json::Value)| Some((name, value.as_str()?.to_owned()));
+    Some(Options {
+        first: String::new(),
+        pairs: object.into_iter().filter_map(pair).collect(),
+    })
 }
 
-impl Options {
-    fn new(text: &str) -> Options {
-        let marked = text.replace(",,", "\0");
-        let mut first = String::new();
-        let mut pairs = Vec::new();
-        for (i, part) in marked.split(',').enumerate() {
-            let part = part.replace('\0', ",");
-            match part.split_once('=') {
-                Some((name, value)) => pairs.push((name.to_owned(), value.to_owned())),
-                None if i == 0 => first = part,
-                None => pairs.push((part, "on".to_owned())),
-            }
-        }
-        Options { first, pairs }
-    }
+/// A `-chardev` if it is a socket on which QEMU listens, or one that it got open.
+fn socket(text: &str) -> Option<Options> {
+    let options = Options::new(text);
+    let backend = options.get("backend").unwrap_or(&options.first);
+    let usable = options.is_on("server") || options.get("fd").is_some();
+    (backend == "socket" && usable).then_some(options)
+}
 
-    /// An `-object`, which may be given as JSON too.
-    fn of_object(text: &str) -> Option<Options> {
-        if !text.starts_with('{') {
-            return Some(Options::new(text));
-        }
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
-        let pair = |(name, value): (String, serde_json::Value)| Some((name, value.as_str()?.to_owned()));
-        Some(Options {
-            first: String::new(),
-            pairs: object.into_iter().filter_map(pair).collect(),
-        })
-    }
-
-    /// A `-chardev` if it is a socket on which QEMU listens, or one that it got open.
-    fn socket(text: &str) -> Option<Options> {
-        let options = Options::new(text);
-        let backend = options.get("backend").unwrap_or(&options.first);
-        let usable = options.is_on("server") || options.get("fd").is_some();
-        (backend == "socket" && usable).then_some(options)
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        let found = self.pairs.iter().find(|(n, _)| n == name);
-        found.map(|(_, value)| value.as_str())
-    }
-
-    fn is_on(&self, name: &str) -> bool {
-        matches!(self.get(name), Some("on" | "yes" | "true"))
-    }
-
-    fn at(&self, directory: &Path) -> MonitorAt {
-        match (
-            self.get("path"),
-            self.get("host").unwrap_or_default(),
-            self.get("port"),
-        ) {
-            (Some(path), ..) => MonitorAt::Address(absolute(path, directory)),
-            (None, host, Some(port)) if host.contains(':') => {
-                MonitorAt::Address(format!("tcp:[{host}]:{port}"))
-            }
-            (None, host, Some(port)) => MonitorAt::Address(format!("tcp:{host}:{port}")),
-            _ => MonitorAt::Held,
-        }
+/// Where such a socket is.
+fn address_of(socket: &Options, directory: &Path) -> MonitorAt {
+    let host = socket.get("host").unwrap_or_default();
+    match (socket.get("path"), socket.get("port")) {
+        (Some(path), _) => MonitorAt::Address(absolute(path, directory)),
+        (None, Some(port)) if host.contains(':') => MonitorAt::Address(format!("tcp:[{host}]:{port}")),
+        (None, Some(port)) => MonitorAt::Address(format!("tcp:{host}:{port}")),
+        (None, None) => MonitorAt::Held,
     }
 }
 
