@@ -18,9 +18,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub use cli::command;
+use cli::list::{Table, suggested};
 use cli::{Task, UsageError};
 use daemon::logging;
-use daemon::machine::discover::{self, Table};
+use daemon::machine::discover::{Machine, machines};
 
 /// Does what the command line says; returns the exit status of the process.
 pub fn main() -> ExitCode {
@@ -28,7 +29,7 @@ pub fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
         Ok(Task::Mount(config)) => *config,
         Ok(Task::List) => {
-            let written = writeln!(std::io::stdout(), "{}", Table(&discover::machines()));
+            let written = writeln!(std::io::stdout(), "{}", Table(&machines()));
             return ExitCode::from(u8::from(written.is_err()));
         }
         Err(UsageError::Clap(e)) => {
@@ -36,7 +37,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::from(e.use_stderr()));
         }
         Err(e @ UsageError::NoSocket) => {
-            eprintln!("qom-fuse: {e}\n{}", suggestion(&discover::machines()));
+            eprintln!("qom-fuse: {e}\n{}", suggestion(&machines()));
             return ExitCode::FAILURE;
         }
         Err(e) => {
@@ -55,9 +56,9 @@ pub fn main() -> ExitCode {
 }
 
 /// The machines that there are, and the command for the first of them.
-fn suggestion(machines: &[discover::Machine]) -> String {
+fn suggestion(machines: &[Machine]) -> String {
     let table = Table(machines).to_string();
-    match discover::suggested(machines) {
+    match suggested(machines) {
         Some(address) => format!("{table}\nTry: qom-fuse {address} MOUNTPOINT"),
         None => table,
     }

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod list;
 mod options;
 
 use std::ffi::OsString;

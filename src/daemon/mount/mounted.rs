@@ -2,16 +2,15 @@
 //!
 //! Done here and not by fuser, whose unmount takes away whatever is mounted at the path, be it ours or not.
 
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::MntFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::geteuid;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::fusermount;
 use super::mountinfo::{Line, mount_lines};
@@ -33,7 +32,7 @@ impl Mounted {
     /// # Errors
     /// When neither statx (Linux 5.8) nor /proc tells.
     pub fn at(point: &Path) -> io::Result<Mounted> {
-        let (id, device) = match mount_id(point, libc::STATX_MNT_ID) {
+        let (id, device) = match mount_id(point, StatxFlags::MNT_ID) {
             Some(found) => found,
             None => mount_lines()?
                 .into_iter()
@@ -122,7 +121,7 @@ impl Mounted {
                 ours.point.clone()
             }
             // Without /proc: where it was, or nowhere.
-            Err(e) => match mount_id(&self.point, libc::STATX_MNT_ID) {
+            Err(e) => match mount_id(&self.point, StatxFlags::MNT_ID) {
                 Some((id, device)) if id == self.id && device == self.device => self.point.clone(),
                 Some(_) => return Ok(None),
                 None => return Err(e),
@@ -156,20 +155,15 @@ pub(crate) fn take_away(place: &Path, how: MntFlags) -> io::Result<()> {
 
 /// The id of the mount at a path that no other mount ever has; `None` before Linux 6.8.
 fn unique_id(point: &Path) -> Option<u64> {
-    mount_id(point, libc::STATX_MNT_ID_UNIQUE).map(|(id, _)| id)
+    let kind = StatxFlags::from_bits_retain(libc::STATX_MNT_ID_UNIQUE);
+    mount_id(point, kind).map(|(id, _)| id)
 }
 
-/// An id of the mount at a path, of a kind that statx knows, and the device number of its filesystem.
-fn mount_id(point: &Path, kind: u32) -> Option<(u64, String)> {
-    let path = CString::new(point.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zero is a valid statx, which the call fills; the path ends with a NUL. What
-    // the kernel has cached will do: the filesystem itself is not asked.
-    let (result, found) = unsafe {
-        let mut found: libc::statx = std::mem::zeroed();
-        let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC | libc::AT_SYMLINK_NOFOLLOW;
-        let result = libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, kind, &mut found);
-        (result, found)
-    };
+/// An id of the mount at a path, of a kind that statx knows, and the device number of its filesystem. What the kernel
+/// has cached will do: the filesystem itself is not asked.
+fn mount_id(point: &Path, kind: StatxFlags) -> Option<(u64, String)> {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    let found = statx(CWD, point, flags, kind).ok()?;
     let device = format!("{}:{}", found.stx_dev_major, found.stx_dev_minor);
-    (result == 0 && found.stx_mask & kind != 0).then_some((found.stx_mnt_id, device))
+    (found.stx_mask & kind.bits() != 0).then_some((found.stx_mnt_id, device))
 }
