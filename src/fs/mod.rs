@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::{getgid, getuid};
 use parking_lot::Mutex;
 
 use crate::qmp::Event;
@@ -37,10 +38,11 @@ use prefetch::ahead::Ahead;
 use prefetch::walks::Walks;
 
 /// How a mount behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// How long a listing is served after it was asked for.
     pub entry_timeout: Duration,
+    /// The owner that files show.
     pub uid: u32,
     pub gid: u32,
     /// Permission bits that are taken away.
@@ -50,6 +52,20 @@ pub struct Settings {
     pub mount_point: PathBuf,
     /// Whether requests may be sent before the kernel asks.
     pub readahead: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            entry_timeout: Duration::from_secs(1),
+            uid: getuid().as_raw(),
+            gid: getgid().as_raw(),
+            umask: 0,
+            read_only: false,
+            mount_point: PathBuf::new(),
+            readahead: true,
+        }
+    }
 }
 
 /// What the kernel must be told of its own caches.
@@ -210,7 +226,7 @@ impl Tree {
         self.ahead.forget_old();
         self.listings.forget_old();
         self.entries.forget_unused();
-        crate::daemon::memory::give_back();
+        crate::process::give_memory_back();
     }
 
     /// The object that a directory shows.

@@ -12,6 +12,28 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::options::Options;
+
+/// The options that may follow an address in QEMU's `-qmp` and `-chardev`.
+const OPTIONS: [&str; 16] = [
+    "server",
+    "wait",
+    "nowait",
+    "reconnect",
+    "reconnect-ms",
+    "nodelay",
+    "ipv4",
+    "ipv6",
+    "to",
+    "abstract",
+    "tight",
+    "telnet",
+    "websocket",
+    "keep-alive",
+    "mptcp",
+    "id",
+];
+
 /// The longest path that a socket's address has room for, in bytes.
 const LONGEST_PATH: usize = 107;
 
@@ -48,7 +70,8 @@ impl FromStr for Address {
             text: text.to_owned(),
             why,
         };
-        let (rest, options) = split_options(text);
+        let options = Options::behind_address(text, &OPTIONS);
+        let rest = options.first.as_str();
         if let Some(n) = rest.strip_prefix("fd:") {
             return match n.parse() {
                 Ok(n) if n >= 0 => Ok(Address::Fd(n)),
@@ -60,10 +83,7 @@ impl FromStr for Address {
             if path.is_empty() {
                 return Err(bad("the path is missing"));
             }
-            if options
-                .iter()
-                .any(|o| matches!(o.as_str(), "abstract" | "abstract=on"))
-            {
+            if options.is_on("abstract") {
                 return Ok(Address::Abstract(path.to_owned()));
             }
             return Ok(Address::Unix(path.into()));
@@ -77,7 +97,7 @@ impl FromStr for Address {
         if rest.contains('/') || !rest.contains(':') {
             return Ok(Address::Unix(rest.into()));
         }
-        parse_tcp(&rest).map_err(bad)
+        parse_tcp(rest).map_err(bad)
     }
 }
 
@@ -99,44 +119,6 @@ fn parse_tcp(text: &str) -> Result<Address, &'static str> {
         host: host.to_owned(),
         port,
     })
-}
-
-/// Splits off `,option[=value]`s. A comma of the path itself is doubled, as QEMU has it; a
-/// single one that no known option follows belongs to the path too.
-fn split_options(text: &str) -> (String, Vec<String>) {
-    const KNOWN: [&str; 16] = [
-        "server",
-        "wait",
-        "nowait",
-        "reconnect",
-        "reconnect-ms",
-        "nodelay",
-        "ipv4",
-        "ipv6",
-        "to",
-        "abstract",
-        "tight",
-        "telnet",
-        "websocket",
-        "keep-alive",
-        "mptcp",
-        "id",
-    ];
-    const MARK: char = '\0';
-    let marked = text.replace(",,", "\0");
-    let mut parts = marked.split(',');
-    let mut address = parts.next().unwrap_or_default().to_owned();
-    let mut options = Vec::new();
-    for part in parts {
-        let name = part.split('=').next().unwrap_or_default();
-        if KNOWN.contains(&name) {
-            options.push(part.to_owned());
-        } else {
-            address.push(',');
-            address.push_str(part);
-        }
-    }
-    (address.replace(MARK, ","), options)
 }
 
 impl fmt::Display for Address {

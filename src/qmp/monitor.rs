@@ -1,7 +1,6 @@
 //! A monitor that may come and go: the connection in force, and finding it again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +25,9 @@ pub type OnRenewal = Box<dyn Fn() + Send + Sync>;
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long a request waits for the attempt that it set off.
 const ACCESS_WAITS: Duration = Duration::from_millis(500);
+
+/// What is told of what happens to a connection. Must not wait.
+pub type OnNotice = Box<dyn Fn(Notice) + Send + Sync>;
 
 /// What happens to a connection.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ struct Current {
 
 /// Hears a connection.
 struct EventSink {
-    notices: Sender<Notice>,
+    on_notice: OnNotice,
     on_event: OnceLock<OnEvent>,
     on_renewal: OnceLock<OnRenewal>,
 }
@@ -78,12 +80,12 @@ impl Listener for EventSink {
     }
 
     fn closed(&self, why: &Arc<Closed>) {
-        let _ = self.notices.send(Notice::Lost(why.clone()));
+        (self.on_notice)(Notice::Lost(why.clone()));
     }
 }
 
 impl Monitor {
-    /// Connects. `timeout` bounds this and every request; without `pipelining` there is one at a time. `notices` gets what happens to the connection;
+    /// Connects. `timeout` bounds this and every request; without `pipelining` there is one at a time. `on_notice` hears what happens to the connection;
     /// with `reconnect`, a lost connection is sought again until [`Monitor::hang_up`].
     ///
     /// # Errors
@@ -93,10 +95,10 @@ impl Monitor {
         timeout: Duration,
         pipelining: bool,
         reconnect: bool,
-        notices: Sender<Notice>,
+        on_notice: OnNotice,
     ) -> Result<Monitor, ConnectError> {
         let sink = Arc::new(EventSink {
-            notices,
+            on_notice,
             on_event: OnceLock::new(),
             on_renewal: OnceLock::new(),
         });
@@ -125,7 +127,7 @@ impl Monitor {
                 .spawn(move || {
                     if catch_unwind(AssertUnwindSafe(|| reconnecting.reconnect_loop())).is_err() {
                         let broken = Closed::Internal("the thread that reconnects panicked".into());
-                        let _ = reconnecting.sink.notices.send(Notice::Lost(Arc::new(broken)));
+                        (reconnecting.sink.on_notice)(Notice::Lost(Arc::new(broken)));
                     }
                 })
                 .map_err(|source| ConnectError::Io {
@@ -286,7 +288,7 @@ impl Inner {
             pause = (pause * 2).min(BACK_OFF.1);
             drop(current);
             if back {
-                let _ = self.sink.notices.send(Notice::Back);
+                (self.sink.on_notice)(Notice::Back);
             }
             self.changed.notify_all();
         }
