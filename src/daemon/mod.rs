@@ -16,9 +16,9 @@ use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use fuser::{Session, SessionACL};
@@ -29,7 +29,7 @@ use crate::cli::{Config, Wanted};
 use crate::fs::{Settings, Tree};
 use crate::fuse::pool::Pool;
 use crate::fuse::{Fuse, THREADS};
-use crate::qmp::{Address, Closed, ConnectError, Monitor, Notice};
+use crate::qmp::{Address, Closed, ConnectError, EventSink, Monitor, MonitorEvent};
 use crate::qom::{Identity, Qom};
 use crate::text::printable;
 use caches::KernelCaches;
@@ -227,7 +227,7 @@ fn settings(config: &Config, point: &Path) -> Settings {
 fn connect(
     config: &Config,
     inherited: Inherited,
-    notices: Sender<Notice>,
+    notices: Sender<MonitorEvent>,
     ended: &Receiver<End>,
     settings: Settings,
 ) -> Result<(Arc<Tree>, Option<Machine>), Error> {
@@ -243,14 +243,39 @@ fn connect(
         }
     };
     let mount = &config.mount;
-    match Monitor::connect(address, mount.timeout, mount.pipelining, mount.reconnect, notices) {
-        Ok(monitor) => Ok((Tree::new(Qom::new(monitor), settings), machine)),
+    let told = Arc::new(OnceLock::new());
+    let sink = event_sink(told.clone(), notices);
+    match Monitor::connect(address, mount.timeout, mount.pipelining, mount.reconnect, sink) {
+        Ok(monitor) => {
+            let tree = Tree::new(Qom::new(monitor), settings);
+            let _ = told.set(Arc::downgrade(&tree));
+            Ok((tree, machine))
+        }
         Err(e) => {
             let ended = machine.as_ref().and_then(Machine::wait_a_moment);
             machine.iter().for_each(|machine| _ = machine.kill());
             Err(ended.map_or(Error::Connect(e), Error::Ended))
         }
     }
+}
+
+/// Tells the tree at once what happens at its monitor, and `notices` what else is to be done about it.
+fn event_sink(tree: Arc<OnceLock<Weak<Tree>>>, notices: Sender<MonitorEvent>) -> EventSink {
+    Box::new(move |event| {
+        let tree = tree.get().and_then(Weak::upgrade);
+        match (&event, tree) {
+            (MonitorEvent::Announced(event), tree) => {
+                if let (Some(path), Some(tree)) = (event.deleted_device(), tree) {
+                    tree.device_deleted(path);
+                }
+                return;
+            }
+            // It may be another QEMU.
+            (MonitorEvent::Back(_), Some(tree)) => tree.invalidate_all(),
+            _ => {}
+        }
+        let _ = notices.send(event);
+    })
 }
 
 /// Starts a machine and waits until it speaks. A signal ends it meanwhile.
@@ -332,9 +357,8 @@ fn start_session(
 }
 
 /// Handles what happens to the monitor, until it is lost for good.
-fn handle_notices(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
-    let monitor = tree.qom().monitor();
-    let reconnect = monitor.reconnects();
+fn handle_notices(tree: &Tree, notices: &Receiver<MonitorEvent>, ends: &Sender<End>) {
+    let reconnect = tree.qom().monitor().reconnects();
     let mut machine: Option<Identity> = None;
     let mut unknown = reconnect;
     loop {
@@ -347,22 +371,21 @@ fn handle_notices(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
         // A QEMU that does not say which machine it is may only be busy.
         let patience = if unknown { ASK_AGAIN } else { Duration::MAX };
         match notices.recv_timeout(patience) {
-            Ok(Notice::Lost(why)) if reconnect && !matches!(*why, Closed::Internal(_)) => {
+            Ok(MonitorEvent::Lost(why)) if reconnect && !matches!(*why, Closed::Internal(_)) => {
                 unknown = false;
                 // Nothing is told of a machine that is gone.
                 tree.invalidate_all();
                 warn!("{why}; waiting for it to come back");
             }
-            Ok(Notice::Lost(why)) => {
+            Ok(MonitorEvent::Lost(why)) => {
                 let _ = ends.send(End::Lost(why));
                 return;
             }
-            Ok(Notice::Back) => {
+            Ok(MonitorEvent::Back(greeting)) => {
                 unknown = true;
-                tree.invalidate_all();
-                info!("connected again: {}", monitor.greeting());
+                info!("connected again: {greeting}");
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Ok(MonitorEvent::Announced(_)) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
