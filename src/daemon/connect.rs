@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::events::Event;
+use super::events::{Event, event_sink};
 use super::machine::{self, Machine};
 use super::signals::{Inherited, watch_signals};
 use super::watchdog::Watchdog;
@@ -40,9 +40,9 @@ impl Daemon {
             reconnect,
             ..
         } = config.mount;
-        let notices = sender.clone();
-        let on_notice = move |notice| _ = notices.send(Event::from(notice));
-        let monitor = Monitor::connect(address, timeout, pipelining, reconnect, Box::new(on_notice));
+        let told = Arc::new(OnceLock::new());
+        let sink = event_sink(told.clone(), sender.clone());
+        let monitor = Monitor::connect(address, timeout, pipelining, reconnect, sink);
         let monitor = monitor.map_err(|e| {
             // It may have said itself what is wrong, and ended.
             let status = machine.as_mut().and_then(Machine::exits_soon);
@@ -57,8 +57,10 @@ impl Daemon {
         if machine.is_none() {
             watch()?;
         }
+        let tree = Tree::new(Qom::new(monitor), config.mount.fs.clone());
+        let _ = told.set(Arc::downgrade(&tree));
         Ok(Daemon {
-            tree: Tree::new(Qom::new(monitor), config.mount.fs.clone()),
+            tree,
             config,
             watchdog,
             sender,
