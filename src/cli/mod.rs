@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod list;
 mod options;
 
 use std::ffi::OsString;
@@ -96,7 +97,9 @@ pub struct Config {
     pub machine: Wanted,
     /// The address as it was given, or the program's name: what mount(8) shows as the source.
     pub source: String,
+    /// As it was given.
     pub mount_point: PathBuf,
+    /// Always so with a QEMU of our own, which keeps the terminal.
     pub foreground: bool,
     pub log_file: Option<PathBuf>,
     pub log_level: LevelFilter,
@@ -174,6 +177,7 @@ pub fn parse(
         ),
         None => None,
     };
+    let foreground = arguments.foreground || !arguments.command.is_empty();
     let (machine, source) = if arguments.command.is_empty() {
         let source = match (positional, arguments.socket) {
             (Some(one), Some(two)) => return Err(UsageError::TwoSockets(one, two)),
@@ -211,7 +215,7 @@ pub fn parse(
         machine,
         source,
         mount_point,
-        foreground: arguments.foreground,
+        foreground,
         log_file: arguments.log_file,
         log_level: match arguments.verbose {
             0 => LevelFilter::Warn,
@@ -226,6 +230,7 @@ pub fn parse(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::Settings;
     use crate::qmp::MonitorChoice;
     use std::time::Duration;
 
@@ -298,15 +303,18 @@ mod tests {
                    -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining,monitor=own,idle=0.5";
         let mount = parse_line(all, &[]).unwrap().mount;
         let want = MountOptions {
-            read_only: true,
+            fs: Settings {
+                read_only: true,
+                uid: 5,
+                umask: 0o27,
+                entry_timeout: Duration::from_millis(500),
+                readahead: false,
+                ..Settings::default()
+            },
             allow_other: true,
-            uid: Some(5),
-            umask: 0o27,
-            entry_timeout: Duration::from_millis(500),
             timeout: Duration::from_secs(2),
             fsname: Some("a,b".into()),
             reconnect: true,
-            readahead: false,
             pipelining: false,
             monitor: MonitorChoice::Own,
             idle: Some(Duration::from_millis(500)),
@@ -336,10 +344,10 @@ mod tests {
     fn when_a_monitor_is_let_go() {
         let idle = |line: &str| {
             let config = parse_line(line, &[]).unwrap();
-            let Wanted::At(address) = config.machine else {
-                return config.mount.idle;
-            };
-            config.mount.idle_at(&address)
+            match config.machine {
+                Wanted::At(address) => config.mount.monitor_options(&address).idle,
+                Wanted::Command(_) => None,
+            }
         };
         let second = Duration::from_secs(1);
         for (line, want) in [
@@ -349,10 +357,7 @@ mod tests {
             ("qom-fuse /var/run/qemu-server/100.qmp mnt", Some(second)),
             ("qom-fuse /run/qemu-server2/100.qmp mnt", None),
             ("qom-fuse -o idle=0 /run/qemu-server/100.qmp mnt", None),
-            (
-                "qom-fuse -o idle=2 /run/qemu-server/100.qmp mnt",
-                Some(2 * second),
-            ),
+            ("qom-fuse -o idle=2 /run/qemu-server/1.qmp mnt", Some(2 * second)),
             ("qom-fuse -o idle=0 fd:3 mnt", None),
         ] {
             assert_eq!(idle(line), want, "{line}");

@@ -3,33 +3,33 @@
 use std::time::Duration;
 
 use super::UsageError;
-use crate::qmp::{Address, MonitorChoice};
+use crate::fs::Settings;
+use crate::qmp::{Address, MonitorChoice, MonitorOptions};
 
 /// Where Proxmox has the one monitor of each machine, which its own tools need for moments every few seconds.
 const PROXMOX: [&str; 2] = ["/run/qemu-server", "/var/run/qemu-server"];
 /// After how long it is let go of there.
 const PROXMOX_IDLE: Duration = Duration::from_secs(1);
 
-/// What `-o` says.
+/// How to mount, which `-o` says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MountOptions {
-    pub read_only: bool,
+    /// How the files are shown.
+    pub fs: Settings,
     pub allow_other: bool,
     pub allow_root: bool,
     /// None: when others are let in.
     pub default_permissions: Option<bool>,
+    /// The source that mount(8) shows. None: the address as it was given.
     pub fsname: Option<String>,
+    /// What mount(8) shows as type, after `fuse.`.
     pub subtype: String,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    pub umask: u32,
-    pub entry_timeout: Duration,
+    /// For each request to QEMU, and for connecting.
     pub timeout: Duration,
     pub reconnect: bool,
     pub monitor: MonitorChoice,
     /// After how long the given monitor is let go of when nothing is asked; zero: never. None: as the address has it.
     pub idle: Option<Duration>,
-    pub readahead: bool,
     /// Whether a request may be sent before the one before it was answered.
     pub pipelining: bool,
     pub no_exec: bool,
@@ -39,21 +39,16 @@ pub struct MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         MountOptions {
-            read_only: false,
+            fs: Settings::default(),
             allow_other: false,
             allow_root: false,
             default_permissions: None,
             fsname: None,
             subtype: "qom-fuse".into(),
-            uid: None,
-            gid: None,
-            umask: 0,
-            entry_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             reconnect: false,
             monitor: MonitorChoice::Auto,
             idle: None,
-            readahead: true,
             pipelining: true,
             no_exec: false,
             no_atime: false,
@@ -86,22 +81,19 @@ impl MountOptions {
             match name {
                 "fsname" => self.fsname = Some(value.to_owned()),
                 "subtype" => self.subtype = value.to_owned(),
-                "uid" => self.uid = Some(number(10)?),
-                "gid" => self.gid = Some(number(10)?),
+                "uid" => self.fs.uid = number(10)?,
+                "gid" => self.fs.gid = number(10)?,
                 "umask" => match number(8)? {
-                    umask if umask <= 0o777 => self.umask = umask,
+                    umask if umask <= 0o777 => self.fs.umask = umask,
                     _ => return Err(bad("at most 777")),
                 },
                 "entry_timeout" => {
-                    self.entry_timeout = seconds(value).ok_or_else(|| bad("not a number of seconds"))?
+                    self.fs.entry_timeout = seconds(value).ok_or_else(|| bad("not a number of seconds"))?
                 }
                 "timeout" => {
                     self.timeout = seconds(value)
                         .filter(|t| !t.is_zero())
                         .ok_or_else(|| bad("not a number of seconds above 0"))?;
-                }
-                "idle" => {
-                    self.idle = Some(seconds(value).ok_or_else(|| bad("not a number of seconds"))?);
                 }
                 "monitor" => {
                     self.monitor = match value {
@@ -111,20 +103,23 @@ impl MountOptions {
                         _ => return Err(bad("auto, own or given")),
                     }
                 }
+                "idle" => {
+                    self.idle = Some(seconds(value).ok_or_else(|| bad("not a number of seconds"))?);
+                }
                 name if name.starts_with("x-") || name == "comment" => {}
                 _ => return Err(bad("unknown option (see --help)")),
             }
             return Ok(());
         }
         match word {
-            "ro" => self.read_only = true,
-            "rw" => self.read_only = false,
+            "ro" => self.fs.read_only = true,
+            "rw" => self.fs.read_only = false,
             "allow_other" => self.allow_other = true,
             "allow_root" => self.allow_root = true,
             "default_permissions" => self.default_permissions = Some(true),
             "no_default_permissions" => self.default_permissions = Some(false),
             "reconnect" => self.reconnect = true,
-            "no_readahead" => self.readahead = false,
+            "no_readahead" => self.fs.readahead = false,
             "no_pipelining" => self.pipelining = false,
             "noexec" => self.no_exec = true,
             "exec" => self.no_exec = false,
@@ -142,28 +137,40 @@ impl MountOptions {
         Ok(())
     }
 
-    /// Which monitor is used: a mount that changes nothing has QEMU make none, unless it is told to.
-    pub fn monitor_choice(&self) -> MonitorChoice {
-        match self.monitor {
-            MonitorChoice::Auto if self.read_only => MonitorChoice::Given,
-            choice => choice,
-        }
-    }
-
-    /// After how long the given monitor is let go of when nothing is asked, if at all.
-    pub fn idle_at(&self, address: &Address) -> Option<Duration> {
+    /// How the monitor at an address is used.
+    pub fn monitor_options(&self, address: &Address) -> MonitorOptions {
         let usual = || match address {
             Address::Unix(path) if PROXMOX.iter().any(|folder| path.starts_with(folder)) => PROXMOX_IDLE,
             _ => Duration::ZERO,
         };
-        Some(self.idle.unwrap_or_else(usual)).filter(|idle| !idle.is_zero())
+        let idle = self.idle.unwrap_or_else(usual);
+        MonitorOptions {
+            timeout: self.timeout,
+            pipelining: self.pipelining,
+            reconnect: self.reconnect,
+            choice: match self.monitor {
+                // A mount that changes nothing has QEMU make nothing, unless it is told to.
+                MonitorChoice::Auto if self.fs.read_only => MonitorChoice::Given,
+                choice => choice,
+            },
+            idle: (!idle.is_zero()).then_some(idle),
+        }
+    }
+
+    /// Whether others than the mounting user are let in, as far as modes and `allow_root` let them.
+    pub fn lets_others_in(&self) -> bool {
+        self.allow_other || self.allow_root
     }
 
     /// Whether the kernel judges by owner and mode: always when others are let in, unless the
     /// user says otherwise.
     pub fn kernel_judges(&self) -> bool {
-        self.default_permissions
-            .unwrap_or(self.allow_other || self.allow_root)
+        self.default_permissions.unwrap_or(self.lets_others_in())
+    }
+
+    /// The type of the filesystem, as mount(2) and mount(8) have it.
+    pub fn fs_type(&self) -> String {
+        format!("fuse.{}", self.subtype)
     }
 }
 

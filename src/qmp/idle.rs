@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 use parking_lot::MutexGuard;
+use rustix::process::Pid;
 
 use super::connection::Connection;
 use super::error::{Closed, ConnectError, Error};
-use super::monitor::{Current, Inner, Notice};
+use super::handshake::Greeted;
+use super::monitor::{Current, Monitor, MonitorEvent};
+use super::own;
 use crate::pidfd::Process;
 
 /// How much longer than its own time a request waits for the words of an attempt that fails at the same moment.
@@ -18,30 +21,24 @@ const GRACE: Duration = Duration::from_millis(100);
 /// How long a request waits that comes as soon after one that failed: the kernel makes several of one access.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// A monitor that was let go.
+/// A monitor that was let go of.
+#[derive(Default)]
 pub(super) struct Away {
     /// Until when a request waits for it.
     wanted_until: Option<Instant>,
-    /// When the last attempt to take it again failed, and why.
+    /// When the last attempt to take it back failed, and why.
     failure: Option<(Instant, Arc<ConnectError>)>,
-    /// It has ended, and it was looked what that means.
+    /// Its process has ended, and it was looked what that means.
     looked: bool,
 }
 
-/// The process that listens at a Unix socket: QEMU, or (rarely) what gave QEMU the socket.
+/// The process that listens at the address: QEMU, or (rarely) what gave QEMU its socket.
 pub(super) struct Listener {
-    pid: i32,
+    pid: Pid,
     process: Process,
 }
 
-impl Listener {
-    /// Whether it still runs.
-    fn lives(&self) -> bool {
-        !self.process.ends_within(Duration::ZERO)
-    }
-}
-
-/// Whether a monitor is that of the same QEMU as before.
+/// Whether a monitor is that of the QEMU that was let go of.
 enum Same {
     Yes,
     No,
@@ -49,80 +46,74 @@ enum Same {
     Unknown,
 }
 
-impl Inner {
-    /// The thread that lets go of the monitor when nothing was asked for so long, and takes it again.
+impl Monitor {
+    /// The thread that lets go of the monitor when nothing was asked for so long, and takes it back.
     pub(super) fn idle_loop(self: &Arc<Self>, idle: Duration) {
+        let mut listener = None;
         loop {
+            // 1. As long as it is used, or is lost.
             let mut current = self.current.lock();
-            while let Some(left) = current.connection.let_go(idle) {
-                if current.ended {
+            loop {
+                if current.hung_up {
                     return;
                 }
+                self.note_listener(&mut listener, current.connection.listener());
+                let Some(left) = current.connection.let_go(idle) else {
+                    break;
+                };
                 self.changed.wait_for(&mut current, left);
             }
-            self.note_listener(&mut current);
-            current.away = Some(Away {
-                wanted_until: None,
-                failure: None,
-                looked: false,
-            });
+            current.away = Some(Away::default());
             drop(current);
             debug!(
                 "{}: nothing was asked for {idle:?}; it serves others",
                 self.address
             );
-            // What happens from now on is not announced to us.
-            self.forget();
-            while self.wait_until_wanted() {
-                if self.take_again() {
-                    break;
-                }
+            (self.sink)(MonitorEvent::Away);
+            // 2. Until it is taken back, or lost.
+            while self.wait_until_wanted(listener.as_deref()) {
+                let attempt = own::open(&self.address, &self.options);
+                let attempt = attempt.map_err(|why| ConnectError::new(&self.address, why));
+                self.conclude(listener.as_deref(), attempt);
             }
         }
     }
 
     /// Remembers who listens, and watches for its end.
-    fn note_listener(self: &Arc<Self>, current: &mut Current) {
-        let pid = current.connection.listener();
-        if current
-            .listener
+    fn note_listener(self: &Arc<Self>, known: &mut Option<Arc<Listener>>, pid: Option<Pid>) {
+        if known
             .as_ref()
             .is_some_and(|known| Some(known.pid) == pid && known.lives())
         {
             return;
         }
-        let listener = pid.map(|pid| Listener {
-            pid,
-            process: Process::of(pid),
-        });
-        current.listener = listener.filter(Listener::lives).map(Arc::new);
-        let Some(listener) = current.listener.clone() else {
+        let listener = pid.map(Listener::of).filter(Listener::lives);
+        *known = listener.map(Arc::new);
+        let Some(listener) = known.clone() else {
             return;
         };
-        let this = Arc::downgrade(self);
+        let monitor = Arc::downgrade(self);
         let watch = move || {
-            while !listener.process.ends_within(Duration::from_secs(3600)) {}
-            if let Some(this) = this.upgrade() {
-                drop(this.current.lock());
-                this.changed.notify_all();
+            listener.process.wait();
+            if let Some(monitor) = monitor.upgrade() {
+                // Who has just found it alive waits by now, and is woken.
+                drop(monitor.current.lock());
+                monitor.changed.notify_all();
             }
         };
-        // Without it, an end is noticed with the next access.
+        // Without this thread an end is noticed with the next access.
         let _ = thread::Builder::new().name("qmp-process".into()).spawn(watch);
     }
 
     /// Waits until a request needs the monitor, or its process has ended. False when it is away no longer.
-    fn wait_until_wanted(&self) -> bool {
+    fn wait_until_wanted(&self, listener: Option<&Listener>) -> bool {
         let mut current = self.current.lock();
         loop {
-            let has_ended = current
-                .listener
-                .as_ref()
-                .is_some_and(|listener| !listener.lives());
-            let ended = current.ended;
-            let Some(away) = current.away.as_mut().filter(|_| !ended) else {
+            let hung_up = current.hung_up;
+            let Some(away) = current.away.as_mut().filter(|_| !hung_up) else {
                 return false;
             };
+            let has_ended = listener.is_some_and(|listener| !listener.lives());
             if has_ended && !std::mem::replace(&mut away.looked, true) {
                 return true;
             }
@@ -133,76 +124,67 @@ impl Inner {
         }
     }
 
-    /// Tries to take the monitor again. False when it stays away: another client holds it.
-    fn take_again(&self) -> bool {
-        let attempt = Connection::open(
-            &self.address,
-            self.timeout,
-            self.pipelining,
-            self.choice,
-            self.sink.clone(),
-        );
-        let mut current = self.current.lock();
-        let lives = current.listener.as_ref().is_some_and(|listener| listener.lives());
-        match attempt {
-            Ok(connection) => match same(current.listener.as_deref(), &connection) {
-                Same::No => {
-                    connection.close(Closed::Idle);
-                    self.lost(current);
-                }
-                same => {
-                    // A file that was opened for writing may be about another QEMU.
-                    current.number += u64::from(matches!(same, Same::Unknown));
-                    current.connection = Arc::new(connection);
-                    current.away = None;
-                    drop(current);
-                }
+    /// What an attempt to take it back means: that it is taken back, stays away, or is lost.
+    fn conclude(self: &Arc<Self>, listener: Option<&Listener>, attempt: Result<Greeted, ConnectError>) {
+        let lives = listener.is_some_and(Listener::lives);
+        let begun = match attempt {
+            Ok(greeted) => match same(listener, &greeted) {
+                Same::No => None,
+                same => Some((greeted, same)),
             },
-            Err(e) if lives || e.is_held() => {
-                debug!("{e}");
-                if let Some(away) = &mut current.away {
-                    away.failure = Some((Instant::now(), Arc::new(e)));
+            Err(why) => {
+                debug!("{why}");
+                if lives || why.is_held() {
+                    if let Some(away) = &mut self.current.lock().away {
+                        away.failure = Some((Instant::now(), Arc::new(why)));
+                    }
+                    self.changed.notify_all();
+                    return;
                 }
-                drop(current);
-                self.changed.notify_all();
-                return false;
+                None
             }
-            Err(e) => {
-                debug!("{e}");
-                self.lost(current);
-            }
+        };
+        let mut current = self.current.lock();
+        if current.hung_up {
+            return;
         }
-        self.changed.notify_all();
-        true
-    }
-
-    /// The machine that was let go is not there any more.
-    fn lost(&self, mut current: MutexGuard<'_, Current>) {
         current.away = None;
-        let why = current.connection.closed();
+        let Some((greeted, same)) = begun else {
+            drop(current);
+            self.lost(Arc::new(Closed::Idle));
+            return;
+        };
+        // A file that was opened for writing may be about another QEMU.
+        let number = current.connection.number() + u64::from(matches!(same, Same::Unknown));
+        let outcome = Connection::new(greeted, &self.options, number).and_then(|(connection, lines)| {
+            current.connection = connection.clone();
+            self.start_reader(connection, lines)
+        });
         drop(current);
-        let why = why.unwrap_or_else(|| Arc::new(Closed::Idle));
-        let _ = self.sink.notices.send(Notice::Lost(why));
+        self.changed.notify_all();
+        if let Err(e) = outcome {
+            self.lost(self.current().close(e.into()));
+        }
     }
 
-    /// Has the monitor taken again, and waits for that, if it is away.
+    /// Takes the monitor back if it is away, and waits for that.
     ///
     /// # Errors
     /// [`Error::Away`] when it cannot be had in time.
-    pub(super) fn want(&self, current: &mut MutexGuard<'_, Current>) -> Result<(), Error> {
+    pub(super) fn take_back(&self, current: &mut MutexGuard<'_, Current>) -> Result<(), Error> {
         let Some(away) = &mut current.away else {
             return Ok(());
         };
         let just_failed = matches!(away.failure, Some((failed, _)) if failed.elapsed() < GRACE);
-        let limit = if just_failed { AGAIN } else { self.timeout };
+        let limit = if just_failed { AGAIN } else { self.options.timeout };
         let began = Instant::now();
-        let until = began + limit.min(self.timeout);
+        let until = began + limit.min(self.options.timeout);
         away.wanted_until = Some(until);
         self.changed.notify_all();
         while let Some(away) = &current.away {
             let is_over = |grace| Instant::now() >= until + grace;
             match &away.failure {
-                _ if current.ended => return Err(Error::Closed(Arc::new(Closed::Ours))),
+                _ if current.hung_up => return Err(Error::Unsent(Arc::new(Closed::Ours))),
                 Some((failed, why)) if *failed > began && (is_over(Duration::ZERO) || !why.is_held()) => {
                     return Err(Error::Away(why.clone()));
                 }
@@ -218,9 +200,23 @@ impl Inner {
     }
 }
 
-/// Whether a connection leads to the QEMU that was let go.
-fn same(before: Option<&Listener>, connection: &Connection) -> Same {
-    match (before, connection.listener()) {
+impl Listener {
+    fn of(pid: Pid) -> Listener {
+        Listener {
+            pid,
+            process: Process::of(pid),
+        }
+    }
+
+    /// Whether it still runs.
+    fn lives(&self) -> bool {
+        !self.process.has_ended()
+    }
+}
+
+/// Whether a monitor leads to the QEMU that was let go of.
+fn same(before: Option<&Listener>, now: &Greeted) -> Same {
+    match (before, now.listener) {
         (Some(before), Some(now)) if before.pid == now && before.lives() => Same::Yes,
         // What gave QEMU its socket has ended, QEMU may have not.
         (Some(before), Some(now)) if before.pid == now => Same::Unknown,

@@ -5,23 +5,26 @@
 //! (`connection`) and how a lost monitor is found again ([`Monitor`]).
 
 mod address;
-mod budget;
+pub mod compound;
+mod connect;
 mod connection;
 mod error;
 mod handshake;
 mod idle;
 mod lines;
 mod monitor;
-mod outgoing;
+mod options;
 mod own;
+mod pending;
 mod reader;
-mod slot;
+mod reply;
 pub mod wire;
+mod writer;
 
 pub use address::{Address, AddressError};
-pub use budget::Charge;
-pub use connection::Pending;
-pub use error::{Closed, ConnectError, Error};
-pub use monitor::{Monitor, Notice};
+pub use error::{Closed, Error};
+pub use monitor::{EventSink, Monitor, MonitorEvent, MonitorOptions};
+pub use options::Options;
 pub use own::MonitorChoice;
-pub use wire::{Event, Greeting, command, request};
+pub use pending::Pending;
+pub use wire::{Greeting, command, request};

@@ -1,8 +1,8 @@
 //! A monitor that may come and go: the connection in force, and finding it again.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,180 +10,119 @@ use log::debug;
 use parking_lot::{Condvar, Mutex};
 
 use super::address::Address;
-use super::connection::{Connection, Pending};
+use super::connection::Connection;
 use super::error::{Closed, ConnectError, Error};
-use super::idle::{Away, Listener};
-use super::own::MonitorChoice;
-use super::reader;
+use super::handshake::Incoming;
+use super::idle::Away;
+use super::lines::LineReader;
+use super::own::{self, MonitorChoice};
+use super::pending::Pending;
+use super::reader::read_all;
 use super::wire::{Event, Greeting};
-
-/// What is done when an event comes: in the reader, before any later reply is given out, since
-/// QEMU's order tells what an event is about. Must not wait for a reply.
-pub type OnEvent = Box<dyn Fn(&Event) + Send + Sync>;
-
-/// What is done before a new connection takes the place of a lost one. Must not wait for a reply.
-pub type OnRenewal = Box<dyn Fn() + Send + Sync>;
 
 /// The first and the longest pause between two attempts to reconnect.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long a request waits for the attempt that it set off.
 const ACCESS_WAITS: Duration = Duration::from_millis(500);
 
-/// What happens to a connection.
+/// What happens at a monitor.
 #[derive(Debug)]
-pub enum Notice {
+pub enum MonitorEvent {
+    /// QEMU announces something.
+    Announced(Event),
+    /// The connection is lost.
     Lost(Arc<Closed>),
     /// Connected again, perhaps to another QEMU.
-    Back,
+    Back(Greeting),
+    /// The monitor is let go of, for others, until the next request: nothing is announced meanwhile.
+    Away,
 }
 
-/// The monitor at one address, connected or not.
-pub struct Monitor {
-    inner: Arc<Inner>,
-}
+/// Hears what happens, in its order: before any later reply is given out, since that order tells what an event
+/// is about, and what a reply of another QEMU's is. Must not wait for a reply.
+pub type EventSink = Box<dyn Fn(MonitorEvent) + Send + Sync>;
 
-pub(super) struct Inner {
-    pub address: Address,
+/// How a monitor is used.
+#[derive(Debug, Clone, Copy)]
+pub struct MonitorOptions {
+    /// For connecting, and for each request.
     pub timeout: Duration,
+    /// Without it there is one request at a time.
     pub pipelining: bool,
+    /// Whether a lost connection is sought again.
+    pub reconnect: bool,
     pub choice: MonitorChoice,
-    reconnect: bool,
-    pub sink: Arc<EventSink>,
-    pub current: Mutex<Current>,
-    /// Signalled when an attempt to connect begins to be wanted, and when one ended.
-    pub changed: Condvar,
+    /// After how long the given monitor is let go of when nothing is asked, if at all.
+    pub idle: Option<Duration>,
+}
+
+/// The monitor at one address, connected or not, until [`Monitor::hang_up`].
+pub struct Monitor {
+    pub(super) address: Address,
+    pub(super) options: MonitorOptions,
+    pub(super) sink: EventSink,
+    pub(super) current: Mutex<Current>,
+    /// Signalled when the connection is lost, when an attempt to connect is wanted, and when one ended.
+    pub(super) changed: Condvar,
 }
 
 pub(super) struct Current {
     pub connection: Arc<Connection>,
-    /// How many connections to another QEMU, or perhaps another one, there were before it.
-    pub number: u64,
     /// The monitor was let go of, for others.
     pub away: Option<Away>,
-    /// Who listens, once it was let go of.
-    pub listener: Option<Arc<Listener>>,
-    /// Attempts made since the connection was lost.
-    attempts: u64,
-    /// When the first request began to wait for the attempt under way.
-    waited_for_since: Option<Instant>,
-    retry_now: bool,
-    pub ended: bool,
+    /// Since when a request waits for the next attempt to connect.
+    wanted_since: Option<Instant>,
+    pub hung_up: bool,
 }
 
 impl Current {
-    /// Whether the connection ended by itself.
+    /// Whether the connection ended, and not because it was let go of.
     fn is_lost(&self) -> bool {
-        self.away.is_none() && self.connection.closed().is_some()
-    }
-}
-
-/// Hears a connection.
-pub(super) struct EventSink {
-    pub notices: Sender<Notice>,
-    on_event: OnceLock<OnEvent>,
-    on_renewal: OnceLock<OnRenewal>,
-}
-
-impl reader::Listener for EventSink {
-    fn event(&self, event: Event) {
-        if let Some(on_event) = self.on_event.get() {
-            on_event(&event);
-        }
-    }
-
-    fn closed(&self, why: &Arc<Closed>) {
-        if matches!(**why, Closed::Idle) {
-            return;
-        }
-        let _ = self.notices.send(Notice::Lost(why.clone()));
+        self.away.is_none() && self.connection.is_closed()
     }
 }
 
 impl Monitor {
-    /// Connects. `timeout` bounds this and every request; without `pipelining` there is one at a time. `notices` gets what happens to the connection;
-    /// with `reconnect`, a lost connection is sought again until [`Monitor::hang_up`].
+    /// Connects. `sink` hears what happens.
     ///
     /// # Errors
     /// [`ConnectError`]
     pub fn connect(
         address: Address,
-        timeout: Duration,
-        pipelining: bool,
-        reconnect: bool,
-        choice: MonitorChoice,
-        idle: Option<Duration>,
-        notices: Sender<Notice>,
-    ) -> Result<Monitor, ConnectError> {
-        let sink = Arc::new(EventSink {
-            notices,
-            on_event: OnceLock::new(),
-            on_renewal: OnceLock::new(),
-        });
-        let connection = Arc::new(Connection::open(
-            &address,
-            timeout,
-            pipelining,
-            choice,
-            sink.clone(),
-        )?);
-        let reconnect = reconnect && address.is_repeatable();
-        let inner = Arc::new(Inner {
-            address,
-            timeout,
-            pipelining,
-            choice,
-            reconnect,
+        mut options: MonitorOptions,
+        sink: EventSink,
+    ) -> Result<Arc<Monitor>, ConnectError> {
+        let failed = |why| ConnectError::new(&address, why);
+        options.reconnect &= address.is_repeatable();
+        let greeted = own::open(&address, &options).map_err(failed)?;
+        let (connection, lines) = Connection::new(greeted, &options, 0).map_err(|e| failed(e.into()))?;
+        let monitor = Arc::new(Monitor {
+            address: address.clone(),
+            options,
             sink,
             current: Mutex::new(Current {
-                connection,
-                number: 0,
+                connection: connection.clone(),
                 away: None,
-                listener: None,
-                attempts: 0,
-                waited_for_since: None,
-                retry_now: false,
-                ended: false,
+                wanted_since: None,
+                hung_up: false,
             }),
             changed: Condvar::new(),
         });
-        let monitor = Monitor { inner };
-        if reconnect {
-            monitor.start_thread("qmp-reconnect", |inner| inner.reconnect_loop())?;
-        }
-        if let Some(idle) = idle {
-            monitor.start_thread("qmp-idle", move |inner| inner.idle_loop(idle))?;
-        }
+        monitor
+            .start_reader(connection, lines)
+            .and_then(|()| match options.reconnect {
+                true => monitor.start_thread("qmp-reconnect", |monitor| monitor.reconnect_loop()),
+                false => Ok(()),
+            })
+            .and_then(|()| match options.idle {
+                Some(idle) => monitor.start_thread("qmp-idle", move |monitor| monitor.idle_loop(idle)),
+                None => Ok(()),
+            })
+            .map_err(|e| {
+                monitor.hang_up();
+                failed(e.into())
+            })?;
         Ok(monitor)
-    }
-
-    /// Starts a thread that lives as long as the monitor.
-    fn start_thread(
-        &self,
-        name: &'static str,
-        body: impl FnOnce(&Arc<Inner>) + Send + 'static,
-    ) -> Result<(), ConnectError> {
-        let inner = self.inner.clone();
-        let contained = move || {
-            if catch_unwind(AssertUnwindSafe(|| body(&inner))).is_err() {
-                let broken = Closed::Internal(format!("the thread {name} panicked"));
-                let _ = inner.sink.notices.send(Notice::Lost(Arc::new(broken)));
-            }
-        };
-        let spawned = thread::Builder::new().name(name.into()).spawn(contained);
-        spawned.map(drop).map_err(|source| ConnectError::Io {
-            address: self.inner.address.to_string(),
-            source,
-        })
-    }
-
-    /// Says what to do when an event comes, once; events that came before are lost.
-    pub fn on_event(&self, on_event: OnEvent) {
-        let _ = self.inner.sink.on_event.set(on_event);
-    }
-
-    /// Says what to do before there is another connection, once: what was learned may not be true of it.
-    pub fn on_renewal(&self, on_renewal: OnRenewal) {
-        let _ = self.inner.sink.on_renewal.set(on_renewal);
     }
 
     /// What the QEMU in force said of itself.
@@ -193,8 +132,8 @@ impl Monitor {
 
     /// The number of the connection in force, if there is one: each one that is made has another.
     pub fn connection_number(&self) -> Option<u64> {
-        let current = self.inner.current.lock();
-        (!current.is_lost()).then_some(current.number)
+        let current = self.current.lock();
+        (!current.is_lost()).then(|| current.connection.number())
     }
 
     /// Sends a request; [`Pending::wait`] gives its reply. One that is about what a connection had is sent
@@ -204,153 +143,169 @@ impl Monitor {
     /// [`Error`]
     pub fn send(&self, request: &[u8], only_on: Option<u64>) -> Result<Pending, Error> {
         loop {
-            let (connection, number) = self.connection()?;
-            if only_on.is_some_and(|only| only != number) {
+            let connection = self.connection()?;
+            if only_on.is_some_and(|only| only != connection.number()) {
                 return Err(Error::Reconnected);
             }
-            return match connection.send(request) {
+            match connection.send(request) {
                 // It was let go of just now.
-                Err(Error::Closed(_)) if !self.inner.is_in_force(&connection) => continue,
-                // What another request's connection was given up for says nothing of this one.
-                Err(Error::Closed(why)) if self.inner.reconnect => Err(Error::Unsent(why)),
-                sent => sent,
-            };
+                Err(Error::Unsent(why)) if matches!(*why, Closed::Idle) && !self.is_in_force(&connection) => {
+                }
+                sent => return sent,
+            }
         }
     }
 
-    /// Sends a request only if QEMU is there and ready to take it.
+    /// Sends a request that nobody waits for yet, if QEMU is there and ready to take it.
     pub fn try_send(&self, request: &[u8]) -> Option<Pending> {
         self.current().try_send(request)
     }
 
-    /// Sends a request that nobody waits for yet, if QEMU is ready to take one.
-    pub fn send_ahead(&self, request: &[u8]) -> Option<Pending> {
-        self.current().send_ahead(request)
-    }
-
     /// The connection in force, or the one that was lost last, for what its QEMU can do.
     pub fn current(&self) -> Arc<Connection> {
-        self.inner.current.lock().connection.clone()
+        self.current.lock().connection.clone()
     }
 
     /// How long a request may take.
     pub fn timeout(&self) -> Duration {
-        self.inner.timeout
+        self.options.timeout
     }
 
     /// Whether there is no connection now.
     pub fn is_closed(&self) -> bool {
-        self.inner.current.lock().is_lost()
+        self.current.lock().is_lost()
     }
 
-    /// Whether a lost connection is sought again: wanted, and possible for this address.
-    pub fn reconnects(&self) -> bool {
-        self.inner.reconnect
-    }
-
-    /// Gives the monitor up: whoever waits for a reply gets [`Error::Closed`], and there is no
-    /// further attempt to reconnect.
-    pub fn hang_up(&self) {
-        let mut current = self.inner.current.lock();
-        current.ended = true;
-        current.connection.hang_up();
-        drop(current);
-        self.inner.changed.notify_all();
-    }
-
-    /// The connection in force. When it is lost, sets off an attempt to reconnect at once and
-    /// waits a moment for it, so that the first access after QEMU is back succeeds.
-    fn connection(&self) -> Result<(Arc<Connection>, u64), Error> {
-        let mut current = self.inner.current.lock();
-        self.inner.want(&mut current)?;
-        if self.inner.reconnect && current.is_lost() {
-            let attempt = current.attempts;
-            current.retry_now = true;
-            self.inner.changed.notify_all();
-            // Counted from the first that waits: an attempt that hangs holds up nobody after.
-            let since = *current.waited_for_since.get_or_insert_with(Instant::now);
-            let until = since + ACCESS_WAITS.min(self.inner.timeout);
-            while current.attempts == attempt && !current.ended {
-                if self.inner.changed.wait_until(&mut current, until).timed_out() {
-                    break;
-                }
-            }
-        }
-        Ok((current.connection.clone(), current.number))
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        self.hang_up();
-    }
-}
-
-impl Inner {
     /// Whether requests go to this connection now.
     fn is_in_force(&self, connection: &Arc<Connection>) -> bool {
         let current = self.current.lock();
         current.away.is_none() && Arc::ptr_eq(&current.connection, connection)
     }
 
-    /// Has everything forgotten that was learned over the connection so far.
-    pub(super) fn forget(&self) {
-        if let Some(on_renewal) = self.sink.on_renewal.get() {
-            on_renewal();
+    /// Whether a lost connection is sought again: wanted, and possible for this address.
+    pub fn reconnects(&self) -> bool {
+        self.options.reconnect
+    }
+
+    /// Gives the monitor up: whoever waits for a reply gets [`Error::Closed`], and there is no
+    /// further attempt to reconnect.
+    pub fn hang_up(&self) {
+        let mut current = self.current.lock();
+        current.hung_up = true;
+        current.connection.close(Closed::Ours);
+        drop(current);
+        self.changed.notify_all();
+    }
+
+    /// The connection in force. When it is lost, sets off an attempt to reconnect at once and
+    /// waits a moment for it, so that the first access after QEMU is back succeeds.
+    fn connection(&self) -> Result<Arc<Connection>, Error> {
+        let mut current = self.current.lock();
+        self.take_back(&mut current)?;
+        if self.options.reconnect && current.is_lost() {
+            // Counted from the first that waits: an attempt that hangs holds up nobody after.
+            let since = *current.wanted_since.get_or_insert_with(Instant::now);
+            self.changed.notify_all();
+            let under_way = |current: &mut Current| current.wanted_since == Some(since) && !current.hung_up;
+            let until = since + ACCESS_WAITS.min(self.options.timeout);
+            self.changed.wait_while_until(&mut current, under_way, until);
+        }
+        Ok(current.connection.clone())
+    }
+
+    /// Starts the thread that reads a connection.
+    pub(super) fn start_reader(
+        self: &Arc<Self>,
+        connection: Arc<Connection>,
+        lines: LineReader<Incoming>,
+    ) -> io::Result<()> {
+        let monitor = self.clone();
+        let read = move || {
+            let announce = |event| (monitor.sink)(MonitorEvent::Announced(event));
+            let why = read_all(&connection, lines, announce);
+            if !matches!(*why, Closed::Idle) {
+                monitor.lost(why);
+            }
+        };
+        let reader = thread::Builder::new().name("qmp-reader".into());
+        reader.spawn(read).map(drop)
+    }
+
+    pub(super) fn lost(&self, why: Arc<Closed>) {
+        // Who has just found the connection open waits by now, and is woken.
+        drop(self.current.lock());
+        self.changed.notify_all();
+        (self.sink)(MonitorEvent::Lost(why));
+    }
+
+    /// Starts a thread that looks after the connection.
+    fn start_thread(
+        self: &Arc<Self>,
+        name: &'static str,
+        body: impl FnOnce(&Arc<Monitor>) + Send + 'static,
+    ) -> io::Result<()> {
+        let monitor = self.clone();
+        let contained = move || {
+            if catch_unwind(AssertUnwindSafe(|| body(&monitor))).is_err() {
+                let broken = Closed::Internal(format!("the thread {name} panicked"));
+                (monitor.sink)(MonitorEvent::Lost(Arc::new(broken)));
+            }
+        };
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(contained)
+            .map(drop)
+    }
+
+    fn reconnect_loop(self: &Arc<Self>) {
+        let mut pause = BACK_OFF.0;
+        loop {
+            // 1. A pause, which an access cuts short.
+            let mut current = self.current.lock();
+            let idle = |current: &mut Current| current.wanted_since.is_none() && !current.hung_up;
+            self.changed.wait_while_for(&mut current, idle, pause);
+            if current.hung_up {
+                return;
+            }
+            // 2. Nothing, for as long as there is a connection.
+            if !current.is_lost() {
+                pause = BACK_OFF.0;
+                let lasts = |current: &mut Current| !current.is_lost();
+                self.changed.wait_while(&mut current, lasts);
+                continue;
+            }
+            let number = current.connection.number() + 1;
+            drop(current);
+            // 3. An attempt.
+            let attempt = own::open(&self.address, &self.options)
+                .and_then(|greeted| Ok(Connection::new(greeted, &self.options, number)?));
+            // Also after a success: one that greets and then speaks no QMP is no better than none.
+            pause = (pause * 2).min(BACK_OFF.1);
+            // 4. What came of it, for those that wait.
+            let mut current = self.current.lock();
+            current.wanted_since = None;
+            match attempt {
+                Ok(_) if current.hung_up => return,
+                Ok((connection, lines)) => {
+                    current.connection = connection.clone();
+                    drop(current);
+                    self.changed.notify_all();
+                    self.renew(connection, lines);
+                }
+                Err(why) => {
+                    drop(current);
+                    self.changed.notify_all();
+                    debug!("{}", ConnectError::new(&self.address, why));
+                }
+            }
         }
     }
 
-    /// The reconnecting thread.
-    fn reconnect_loop(&self) {
-        let mut pause = BACK_OFF.0;
-        loop {
-            {
-                let mut current = self.current.lock();
-                let due = Instant::now() + pause;
-                // While connected this only looks now and then, and finds that the connection lasts; an access
-                // cuts the pause short.
-                while !current.retry_now && !current.ended {
-                    if self.changed.wait_until(&mut current, due).timed_out() {
-                        break;
-                    }
-                }
-                if current.ended {
-                    return;
-                }
-                if !current.is_lost() {
-                    (current.retry_now, pause) = (false, BACK_OFF.0);
-                    continue;
-                }
-            }
-            let attempt = Connection::open(
-                &self.address,
-                self.timeout,
-                self.pipelining,
-                self.choice,
-                self.sink.clone(),
-            );
-            if attempt.is_ok() {
-                self.forget();
-            }
-            let mut current = self.current.lock();
-            current.attempts += 1;
-            current.waited_for_since = None;
-            current.retry_now = false;
-            let back = attempt.is_ok();
-            match attempt {
-                Ok(connection) => {
-                    current.connection = Arc::new(connection);
-                    current.number += 1;
-                }
-                Err(e) => debug!("{e}"),
-            }
-            // Also after a success: one that greets and then speaks no QMP is not better than none.
-            pause = (pause * 2).min(BACK_OFF.1);
-            drop(current);
-            if back {
-                let _ = self.sink.notices.send(Notice::Back);
-            }
-            self.changed.notify_all();
+    /// Begins with a new connection: no reply of it is given out before everybody knows that it is new.
+    fn renew(self: &Arc<Self>, connection: Arc<Connection>, lines: LineReader<Incoming>) {
+        (self.sink)(MonitorEvent::Back(connection.greeting().clone()));
+        if let Err(e) = self.start_reader(connection.clone(), lines) {
+            self.lost(connection.close(e.into()));
         }
     }
 }

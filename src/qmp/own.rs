@@ -11,9 +11,11 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 
 use super::address::Address;
-use super::connection::Greeted;
-use super::error::{ConnectError, Error};
+use super::error::{Error, NotConnected};
+use super::handshake::Greeted;
+use super::monitor::MonitorOptions;
 use super::wire::{self, Message};
+use crate::text::printable;
 
 /// The first QEMU that makes monitors on demand.
 const SINCE: (u32, u32, u32) = (11, 1, 0);
@@ -43,49 +45,43 @@ enum Failure {
     Lost(io::Error),
 }
 
-/// What is used in place of the given monitor, which has just greeted: one of our own, or itself.
+/// Opens what is used: the monitor at an address, or one of our own that is made over it.
 ///
 /// # Errors
-/// When one of our own was asked for and cannot be, or the given one is lost over it.
-pub(super) fn choose(
-    mut given: Greeted,
-    address: &Address,
-    choice: MonitorChoice,
-    timeout: Duration,
-) -> Result<Greeted, ConnectError> {
-    let wanted = choice == MonitorChoice::Own;
-    let failed = |why: String| ConnectError::NoOwnMonitor {
-        address: address.to_string(),
-        why,
-    };
+/// When there is no connection, or one of our own was asked for and cannot be.
+pub(super) fn open(address: &Address, options: &MonitorOptions) -> Result<Greeted, NotConnected> {
+    let mut given = Greeted::at(address, options.timeout)?;
+    let wanted = options.choice == MonitorChoice::Own;
     // Nobody else could use a descriptor that was given to us.
-    if choice == MonitorChoice::Given || matches!(address, Address::Fd(_)) {
+    if options.choice == MonitorChoice::Given || matches!(address, Address::Fd(_)) {
         return Ok(given);
     }
     if let Some(why) = why_not(&given, address) {
-        return if wanted { Err(failed(why)) } else { Ok(given) };
+        return if wanted {
+            Err(NotConnected::NoOwnMonitor(why))
+        } else {
+            Ok(given)
+        };
     }
-    match take(&mut given, timeout.min(GREETING)) {
+    let keeps = "QEMU makes no monitor for this mount, which keeps the given one";
+    match take(&mut given, options.timeout.min(GREETING)) {
         Ok((mut own, id)) => {
             (own.listener, own.is_own) = (given.listener, true);
             info!("{address}: QEMU has made the monitor {id} for this mount; the given one serves others");
             Ok(own)
         }
-        Err(Failure::Refused(why)) if wanted => Err(failed(why)),
-        // A peer that is no QEMU may close the connection over what it does not know.
-        Err(Failure::Lost(e)) if !wanted && e.kind() == io::ErrorKind::UnexpectedEof => {
-            warn!("{address}: QEMU makes no monitor for this mount, which keeps the given one: {e}");
-            drop(given);
-            Greeted::at(address, timeout)
-        }
-        Err(Failure::Lost(source)) => Err(ConnectError::Io {
-            address: address.to_string(),
-            source,
-        }),
+        Err(Failure::Refused(why)) if wanted => Err(NotConnected::NoOwnMonitor(why)),
         Err(Failure::Refused(why)) => {
-            warn!("{address}: QEMU makes no monitor for this mount, which keeps the given one: {why}");
+            warn!("{address}: {keeps}: {}", printable(&why));
             Ok(given)
         }
+        // A peer that is no QEMU may close the connection over what it does not know.
+        Err(Failure::Lost(e)) if !wanted && e.kind() == io::ErrorKind::UnexpectedEof => {
+            warn!("{address}: {keeps}: {e}");
+            drop(given);
+            Greeted::at(address, options.timeout)
+        }
+        Err(Failure::Lost(e)) => Err(e.into()),
     }
 }
 
@@ -137,12 +133,12 @@ fn make(given: &mut Greeted, id: &str, timeout: Duration) -> Result<Greeted, Fai
     given
         .ask("object-add", &monitor, None)
         .inspect_err(|_| given.undo("chardev-remove", &json!({ "id": id })))?;
-    Greeted::on(OwnedFd::from(ours).into(), id, Instant::now() + timeout, timeout).map_err(|e| {
+    Greeted::on(OwnedFd::from(ours).into(), Instant::now() + timeout, timeout).map_err(|e| {
         given.undo("object-del", &json!({ "id": id }));
         given.undo("chardev-remove", &json!({ "id": id }));
         Failure::Refused(match e {
-            ConnectError::NoGreeting { after, .. } => format!("no greeting on it within {after:?}"),
-            ConnectError::NotQmp { what, .. } => format!("no QMP on it: {what}"),
+            NotConnected::NoGreeting(after) => format!("no greeting on it within {after:?}"),
+            NotConnected::NotQmp(what) => format!("no QMP on it: {what}"),
             e => e.to_string(),
         })
     })

@@ -169,12 +169,13 @@ fn who_comes_for_moments_and_the_mount_both_get_through() {
 
 #[test]
 fn what_uses_it_all_the_time_keeps_it() {
-    let (qemu, mount) = mounted(Which::Old, "none", &[], &["-o", "idle=0.3"]);
+    let (qemu, mount) = mounted(Which::Old, "none", &[], &["-o", "idle=1"]);
     let busy = format!(
         "for n in $(seq 30); do cat {}; sleep 0.1; done",
         quote(mount.join("machine/type"))
     );
     let busy = sh_start(&busy);
+    assert_reads(mount.join("machine/type"), "none-machine\n");
     let began = Instant::now();
     drop(Truth::connect(&qemu.socket()).expect("another client is greeted"));
     assert!(began.elapsed() > 2 * SECOND, "{:?}", began.elapsed());
