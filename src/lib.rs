@@ -4,6 +4,7 @@
 //! requests), `fs` (the filesystem without FUSE), `qom` (objects, properties, values) and `qmp` (one monitor
 //! connection). They are private, so that the compiler finds what nobody uses.
 
+mod budget;
 mod cli;
 mod daemon;
 mod fs;

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::events::Event;
@@ -14,7 +14,7 @@ use super::watchdog::Watchdog;
 use super::{Daemon, Error, failed};
 use crate::cli::{Config, MountOptions, Wanted};
 use crate::fs::Tree;
-use crate::qmp::{Address, Monitor};
+use crate::qmp::{Address, EventSink, Monitor, MonitorEvent};
 use crate::qom::Qom;
 
 impl Daemon {
@@ -40,9 +40,9 @@ impl Daemon {
             reconnect,
             ..
         } = config.mount;
-        let notices = sender.clone();
-        let on_notice = move |notice| _ = notices.send(Event::from(notice));
-        let monitor = Monitor::connect(address, timeout, pipelining, reconnect, Box::new(on_notice));
+        let told = Arc::new(OnceLock::new());
+        let sink = event_sink(told.clone(), sender.clone());
+        let monitor = Monitor::connect(address, timeout, pipelining, reconnect, sink);
         let monitor = monitor.map_err(|e| {
             // It may have said itself what is wrong, and ended.
             let status = machine.as_mut().and_then(Machine::exits_soon);
@@ -57,8 +57,10 @@ impl Daemon {
         if machine.is_none() {
             watch()?;
         }
+        let tree = Tree::new(Qom::new(monitor), config.mount.fs.clone());
+        let _ = told.set(Arc::downgrade(&tree));
         Ok(Daemon {
-            tree: Tree::new(Qom::new(monitor), config.mount.fs.clone()),
+            tree,
             config,
             watchdog,
             sender,
@@ -71,6 +73,28 @@ impl Daemon {
             ends_machine: false,
         })
     }
+}
+
+/// Tells the tree at once what happens at its monitor, and the main thread what more is to be done about it.
+fn event_sink(tree: Arc<OnceLock<Weak<Tree>>>, events: Sender<Event>) -> EventSink {
+    Box::new(move |event| {
+        let tree = tree.get().and_then(Weak::upgrade);
+        match event {
+            MonitorEvent::Announced(event) => {
+                if let (Some(path), Some(tree)) = (event.deleted_device(), tree) {
+                    tree.device_deleted(path);
+                }
+            }
+            MonitorEvent::Lost(why) => _ = events.send(Event::MonitorLost(why)),
+            MonitorEvent::Back(greeting) => {
+                // It may be another QEMU.
+                if let Some(tree) = tree {
+                    tree.invalidate_all();
+                }
+                let _ = events.send(Event::MonitorBack(greeting));
+            }
+        }
+    })
 }
 
 /// Starts a machine and waits until it speaks. A signal ends it meanwhile.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread;
 
-use crate::qmp::{Closed, Notice};
+use crate::qmp::{Closed, Greeting};
 
 /// What happened.
 pub(super) enum Event {
@@ -15,18 +15,9 @@ pub(super) enum Event {
     Unmounted(io::Result<()>),
     MonitorLost(Arc<Closed>),
     /// Connected again, perhaps to another QEMU.
-    MonitorBack,
+    MonitorBack(Greeting),
     /// A part of qom-fuse itself broke, in the thread of this name.
     Broken(&'static str),
-}
-
-impl From<Notice> for Event {
-    fn from(notice: Notice) -> Event {
-        match notice {
-            Notice::Lost(why) => Event::MonitorLost(why),
-            Notice::Back => Event::MonitorBack,
-        }
-    }
 }
 
 /// Starts a thread that the mount cannot do without: if it panics, the mount ends.

@@ -86,7 +86,7 @@ fn explain(reason: Event, source: &str) -> u8 {
             error!("internal error in the thread '{thread}'; unmounting {source}");
             return 1;
         }
-        Event::MonitorBack => {}
+        Event::MonitorBack(_) => {}
     }
     0
 }

@@ -65,9 +65,8 @@ impl Daemon {
                 warn!("{why}; waiting for it to come back");
                 return None;
             }
-            Event::MonitorBack => {
-                self.tree.invalidate_all();
-                info!("connected again: {}", monitor.greeting());
+            Event::MonitorBack(greeting) => {
+                info!("connected again: {greeting}");
                 if let Err(e) = self.identify() {
                     warn!("cannot ask which machine it is: {e}");
                 }

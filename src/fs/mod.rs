@@ -19,7 +19,6 @@ use std::time::{Duration, SystemTime};
 use nix::unistd::{getgid, getuid};
 use parking_lot::Mutex;
 
-use crate::qmp::Event;
 use crate::qom::{Kind, Path, Qom};
 
 use dir::cache::ListingCache;
@@ -111,9 +110,9 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// A tree that follows what the monitor of `qom` announces.
+    /// An empty tree: QEMU is asked when somebody looks.
     pub fn new(qom: Qom, settings: Settings) -> Arc<Tree> {
-        let tree = Arc::new_cyclic(|this| Tree {
+        Arc::new_cyclic(|this| Tree {
             this: this.clone(),
             qom,
             started: SystemTime::now(),
@@ -130,20 +129,7 @@ impl Tree {
             ahead: Ahead::new(settings.entry_timeout),
             max_value: AtomicUsize::new(usize::MAX),
             settings,
-        });
-        let weak = Arc::downgrade(&tree);
-        tree.qom.monitor().on_event(Box::new(move |event| {
-            if let (Some(tree), Some(path)) = (weak.upgrade(), deleted_device(event)) {
-                tree.device_deleted(&path);
-            }
-        }));
-        let weak = Arc::downgrade(&tree);
-        tree.qom.monitor().on_renewal(Box::new(move || {
-            if let Some(tree) = weak.upgrade() {
-                tree.invalidate_all();
-            }
-        }));
-        tree
+        })
     }
 
     /// Says whom to tell of changes; before that, nobody is told.
@@ -306,7 +292,10 @@ impl Tree {
     }
 
     /// QEMU says that the device at this path was unplugged. Values fetched ahead may be its own.
-    fn device_deleted(&self, path: &Path) {
+    pub fn device_deleted(&self, path: &str) {
+        let Some(path) = Path::parse(path) else {
+            return;
+        };
         self.ahead.note_write();
         let mut at = ROOT;
         for name in path.names() {
@@ -325,11 +314,4 @@ impl Tree {
         self.ahead.clear();
         *self.descriptions.lock() = Descriptions::default();
     }
-}
-
-fn deleted_device(event: &Event) -> Option<Path> {
-    if event.name != "DEVICE_DELETED" {
-        return None;
-    }
-    Path::parse(event.path.as_deref()?)
 }

@@ -5,22 +5,23 @@
 //! (`connection`) and how a lost monitor is found again ([`Monitor`]).
 
 mod address;
-mod budget;
+pub mod compound;
+mod connect;
 mod connection;
 mod error;
 mod handshake;
 mod lines;
 mod monitor;
 mod options;
-mod outgoing;
+mod pending;
 mod reader;
-mod slot;
+mod reply;
 pub mod wire;
+mod writer;
 
 pub use address::{Address, AddressError};
-pub use budget::Charge;
-pub use connection::Pending;
 pub use error::{Closed, Error};
-pub use monitor::{Monitor, Notice};
+pub use monitor::{EventSink, Monitor, MonitorEvent};
 pub use options::Options;
-pub use wire::{Event, Greeting, command, request};
+pub use pending::Pending;
+pub use wire::{Greeting, command, request};

@@ -10,9 +10,9 @@ mod identity;
 mod path;
 mod property;
 mod requests;
-mod shape;
 pub mod value;
 
+pub use crate::budget::Charge;
 pub use client::{PendingReply, Qom};
 pub use error::{Error, Reason};
 pub use identity::Identity;
