@@ -180,7 +180,7 @@ pub fn run(config: Config) -> Result<u8, Error> {
         "{} is mounted on {}: {}",
         printable(&config.source),
         point.display(),
-        monitor.greeting()
+        monitor.current().greeting()
     );
     let unmount = || watchdog.unmount(&mounted);
     let status = wait_for_end(&ended, unmount, &config.source, machine.as_ref(), monitor);

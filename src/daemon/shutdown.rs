@@ -80,7 +80,7 @@ pub(crate) fn watch_machine(machine: &Machine, tree: &Arc<Tree>, ends: &Sender<E
         while !machine.ends_within(Duration::from_secs(3600)) {}
         let monitor = tree.qom().monitor();
         let until = Instant::now() + Duration::from_secs(1);
-        while !monitor.is_closed() {
+        while !monitor.current().is_closed() {
             if Instant::now() > until {
                 monitor.hang_up();
                 return warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
