@@ -75,7 +75,7 @@ impl Daemon {
             "{} is mounted on {}: {}",
             printable(&self.config.source),
             self.config.mount.fs.mount_point.display(),
-            self.tree.qom().monitor().greeting()
+            self.tree.qom().monitor().current().greeting()
         );
         Ok(())
     }

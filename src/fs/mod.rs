@@ -19,14 +19,16 @@ use std::time::{Duration, SystemTime};
 use nix::unistd::{getgid, getuid};
 use parking_lot::Mutex;
 
+use crate::budget::Budget;
+use crate::limits::OPEN_FILE_BYTES;
 use crate::qom::{Kind, Path, Qom};
 
 use dir::cache::ListingCache;
 use dir::listing::{Entries, Entry, Listing};
 pub use dir::open::{Directory, Item, Shown};
 pub use error::{Error, Result, Wait};
+use file::File;
 pub use file::OpenMode;
-use file::{File, Held};
 use handles::Handles;
 pub use inode::attributes::Attributes;
 use inode::table::Inodes;
@@ -99,7 +101,8 @@ pub struct Tree {
     inodes: Mutex<Inodes>,
     listings: ListingCache,
     files: Handles<File>,
-    held: Held,
+    /// What open files hold.
+    open_bytes: Arc<Budget>,
     directories: Handles<Directory>,
     /// A thread waits for the end of temporary links.
     links_watched: AtomicBool,
@@ -121,7 +124,7 @@ impl Tree {
             inodes: Mutex::default(),
             listings: ListingCache::new(settings.entry_timeout),
             files: Handles::default(),
-            held: Held::default(),
+            open_bytes: Budget::new(OPEN_FILE_BYTES),
             directories: Handles::default(),
             links_watched: AtomicBool::new(false),
             descriptions: Mutex::default(),
