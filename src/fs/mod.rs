@@ -19,6 +19,8 @@ use std::time::{Duration, SystemTime};
 use nix::unistd::{getgid, getuid};
 use parking_lot::Mutex;
 
+use crate::budget::Budget;
+use crate::limits::OPEN_FILE_BYTES;
 pub use crate::qom::Kind;
 use crate::qom::{Path, Qom};
 
@@ -26,7 +28,7 @@ use dir::cache::ListingCache;
 use dir::listing::{Entries, Entry, Listing};
 pub use dir::open::{Directory, Item, Shown};
 pub use error::{Error, Result, Wait};
-use file::{File, Held};
+use file::File;
 pub use file::{OpenMode, Opened};
 use handles::Handles;
 pub use inode::attributes::Attributes;
@@ -100,7 +102,8 @@ pub struct Tree {
     inodes: Mutex<Inodes>,
     listings: ListingCache,
     files: Handles<File>,
-    held: Held,
+    /// What open files hold.
+    open_bytes: Arc<Budget>,
     directories: Handles<Directory>,
     descriptions: Mutex<Descriptions>,
     walks: Mutex<Walks>,
@@ -120,7 +123,7 @@ impl Tree {
             inodes: Mutex::default(),
             listings: ListingCache::new(settings.entry_timeout),
             files: Handles::default(),
-            held: Held::default(),
+            open_bytes: Budget::new(OPEN_FILE_BYTES),
             directories: Handles::default(),
             descriptions: Mutex::default(),
             walks: Mutex::default(),
