@@ -32,8 +32,7 @@ pub use inode::attributes::Attributes;
 use inode::table::Inodes;
 pub use inode::table::{Ino, ROOT};
 use inode::xattr::Descriptions;
-use prefetch::ahead::Ahead;
-use prefetch::walks::Walks;
+use prefetch::Prefetcher;
 
 /// How a mount behaves.
 #[derive(Debug, Clone)]
@@ -76,7 +75,7 @@ pub type Process = u32;
 /// The mounted tree.
 pub struct Tree {
     this: Weak<Tree>,
-    qom: Qom,
+    qom: Arc<Qom>,
     settings: Settings,
     started: SystemTime,
     kernel: OnceLock<Box<dyn Kernel>>,
@@ -89,16 +88,17 @@ pub struct Tree {
     /// A thread waits for the end of temporary links.
     links_watched: AtomicBool,
     descriptions: Mutex<Descriptions>,
-    walks: Mutex<Walks>,
-    ahead: Ahead,
+    prefetcher: Prefetcher,
     max_value: AtomicUsize,
 }
 
 impl Tree {
     /// A tree that follows what the monitor of `qom` announces.
     pub fn new(qom: Qom, settings: Settings) -> Arc<Tree> {
+        let qom = Arc::new(qom);
         let tree = Arc::new_cyclic(|this| Tree {
             this: this.clone(),
+            prefetcher: Prefetcher::new(qom.clone(), settings.readahead, settings.entry_timeout),
             qom,
             started: SystemTime::now(),
             kernel: OnceLock::new(),
@@ -110,8 +110,6 @@ impl Tree {
             directories: Handles::default(),
             links_watched: AtomicBool::new(false),
             descriptions: Mutex::default(),
-            walks: Mutex::default(),
-            ahead: Ahead::new(settings.entry_timeout),
             max_value: AtomicUsize::new(usize::MAX),
             settings,
         });
@@ -212,8 +210,7 @@ impl Tree {
 
     /// Lets go of what only a walk that is over needed.
     fn give_memory_back(&self) {
-        self.walks.lock().forget_old();
-        self.ahead.forget_old();
+        self.prefetcher.forget_idle();
         self.listings.forget_old();
         self.entries.forget_unused();
         crate::daemon::memory::give_back();
@@ -267,9 +264,8 @@ impl Tree {
     /// Sets a property of an object. Even a refused or unanswered write may have changed values, and added and
     /// removed properties.
     fn write_to<T>(&self, object: Ino, set: impl FnOnce() -> T) -> T {
-        self.ahead.note_write();
+        self.listings.drop_one(object);
         let outcome = set();
-        self.ahead.note_write();
         self.listings.drop_one(object);
         outcome
     }
@@ -291,7 +287,7 @@ impl Tree {
 
     /// QEMU says that the device at this path was unplugged. Values fetched ahead may be its own.
     fn device_deleted(&self, path: &Path) {
-        self.ahead.note_write();
+        self.listings.note_change();
         let mut at = ROOT;
         for name in path.names() {
             let Some(below) = self.inodes.lock().child(at, name) else {
@@ -306,7 +302,7 @@ impl Tree {
     /// Nothing that was learned can be relied on any more: it may be another QEMU.
     pub fn invalidate_all(&self) {
         self.listings.drop_all();
-        self.ahead.clear();
+        self.prefetcher.clear();
         *self.descriptions.lock() = Descriptions::default();
     }
 }

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use crate::fs::dir::listing::Listing;
 use crate::fs::{Found, Ino, Process, Result, Tree, Wait};
+use crate::qom::Path;
 
 /// The sizes of a listing's entries, where they are known.
 pub(crate) type Sizes = Arc<[Option<u64>]>;
@@ -55,8 +56,7 @@ impl Tree {
 
     pub fn close_directory(&self, handle: u64) {
         self.directories.close(handle);
-        self.walks.lock().forget_old();
-        self.ahead.forget_old();
+        self.prefetcher.forget_idle();
     }
 
     /// Gives the lines of an open directory from `offset` on to `take`, with the offset of the
@@ -116,16 +116,22 @@ impl Tree {
         let listing = match &*shown {
             Some(known) if offset > 0 => return Ok(known.clone()),
             Some(_) => self.listing(directory.ino, wait)?,
-            None => self.listing_for(directory.ino, Some(directory.process), wait)?,
+            None => self.listing_for(directory.ino, directory.process, wait)?,
         };
         Ok(self.show(&directory, &mut shown, listing))
     }
 
     fn show(&self, directory: &Directory, shown: &mut Option<Shown>, listing: Arc<Listing>) -> Shown {
         let mut sizes = None;
-        if shown.is_none() {
-            self.look_ahead(directory.ino, &listing, directory.process);
-            sizes = self.sizes_at_hand(directory.ino, &listing, directory.process);
+        let found = self.inodes.lock().get(directory.ino);
+        if shown.is_none()
+            && let (Some((_, entry)), Ok(path)) = (found, self.object(directory.ino))
+        {
+            let (process, began) = (directory.process, self.stamp());
+            let cached = |path: &Path| self.known_listing(path).is_some();
+            self.prefetcher
+                .listed(process, &path, &entry.file, &listing, began, cached);
+            sizes = self.prefetcher.sizes(process, &path, &listing, began);
         }
         shown
             .insert(Shown {
