@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{Error, Ino, Process, ROOT, Result, Tree, Wait};
 use crate::fs::dir::listing::Listing;
 use crate::fs::error::Doing;
-use crate::fs::prefetch::{Stamp, UNKNOWN};
+use crate::fs::prefetch::{Access, Stamp, UNKNOWN};
 use crate::limits::LISTING_BYTES;
 use crate::qom::{self, Path};
 
@@ -15,12 +15,11 @@ use crate::qom::{self, Path};
 const SMALL_LISTING: usize = 1 << 20;
 
 impl Tree {
-    /// What an operation that begins now is to be judged by.
-    pub(crate) fn stamp(&self) -> Stamp {
-        Stamp {
-            at: Instant::now(),
-            generation: self.listings.generation(),
-        }
+    /// A process accesses an object now.
+    pub(crate) fn access<'a>(&self, process: Process, path: &'a Path) -> Access<'a> {
+        let (at, generation) = (Instant::now(), self.listings.generation());
+        let began = Stamp { at, generation };
+        Access { process, path, began }
     }
 
     /// The listing of a directory, from memory or from QEMU.
@@ -33,9 +32,9 @@ impl Tree {
         if let Some(listing) = self.listings.get(ino) {
             return Ok(listing);
         }
-        let began = self.stamp();
         let path = self.object(ino)?;
-        let fetched = self.prefetcher.listing(process, &path, began, wait);
+        let access = self.access(process, &path);
+        let fetched = self.prefetcher.listing(access, wait).transpose();
         match fetched.ok_or(libc::EWOULDBLOCK)? {
             Ok(fetched) => {
                 self.ensure_alive(ino)?;
@@ -44,7 +43,9 @@ impl Tree {
                     self.inodes.lock().reserve(count)
                 });
                 self.make_room(&listing, &path)?;
-                Ok(self.listings.put(ino, listing, fetched.sent, began.generation))
+                Ok(self
+                    .listings
+                    .put(ino, listing, fetched.sent, access.began.generation))
             }
             Err(e) => Err(self.record_error(ino, Error::from_qom(&e, Doing::List))),
         }

@@ -10,7 +10,7 @@ use super::{Error, Ino, Process, Result, Tree, Wait};
 use crate::fs::error::Doing;
 use crate::fs::last_write::{LastWrite, Part};
 use crate::limits::OPEN_FILE_BYTES;
-use crate::qom::{self, Kind, Path, Request};
+use crate::qom::{self, Kind, Request};
 
 /// How much open files hold.
 pub type Held = Arc<AtomicUsize>;
@@ -192,14 +192,11 @@ impl Tree {
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
     /// or for a process that reads one after another what was fetched with the one before.
     fn fetch(&self, ino: Ino, reader: Reader, wait: Wait) -> Result<Arc<Text>> {
-        let began = self.stamp();
         let (_, path, entry) = self.property(ino)?;
         let answer = match reader {
             Reader::Open(process) => {
-                let cached = |path: &Path| self.known_listing(path).is_some();
-                self.prefetcher
-                    .value(process, &path, &entry, began, wait, cached)
-                    .ok_or(libc::EWOULDBLOCK)?
+                let value = self.prefetcher.value(self.access(process, &path), &entry, wait);
+                value.transpose().ok_or(libc::EWOULDBLOCK)?
             }
             Reader::Descriptor(connection) => {
                 wait.allowed()?;

@@ -98,7 +98,13 @@ impl Tree {
         let qom = Arc::new(qom);
         let tree = Arc::new_cyclic(|this| Tree {
             this: this.clone(),
-            prefetcher: Prefetcher::new(qom.clone(), settings.readahead, settings.entry_timeout),
+            prefetcher: Prefetcher::new(qom.clone(), &settings, {
+                let tree = this.clone();
+                move |path| {
+                    tree.upgrade()
+                        .is_some_and(|tree| tree.known_listing(path).is_some())
+                }
+            }),
             qom,
             started: SystemTime::now(),
             kernel: OnceLock::new(),

@@ -6,7 +6,6 @@ use parking_lot::Mutex;
 
 use crate::fs::dir::listing::Listing;
 use crate::fs::{Found, Ino, Process, Result, Tree, Wait};
-use crate::qom::Path;
 
 /// The sizes of a listing's entries, where they are known.
 pub(crate) type Sizes = Arc<[Option<u64>]>;
@@ -127,11 +126,8 @@ impl Tree {
         if shown.is_none()
             && let (Some((_, entry)), Ok(path)) = (found, self.object(directory.ino))
         {
-            let (process, began) = (directory.process, self.stamp());
-            let cached = |path: &Path| self.known_listing(path).is_some();
-            self.prefetcher
-                .listed(process, &path, &entry.file, &listing, began, cached);
-            sizes = self.prefetcher.sizes(process, &path, &listing, began);
+            let access = self.access(directory.process, &path);
+            sizes = self.prefetcher.listed(access, &entry.file, &listing);
         }
         shown
             .insert(Shown {

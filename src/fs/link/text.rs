@@ -126,9 +126,8 @@ impl Tree {
             return Err(libc::EINVAL.into());
         }
         wait.allowed()?;
-        let began = self.stamp();
-        let at_hand = self.prefetcher.value_at_hand(process, &path, &entry.name, began);
-        let answer = match at_hand {
+        let access = self.access(process, &path);
+        let answer = match self.prefetcher.value_at_hand(access, &entry.name) {
             Some(served) => served,
             None => self.qom.request(Request::get(&path, &entry.name)),
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::fs::prefetch::walk::{Mode, Step, Walk};
+use crate::fs::prefetch::walk::{Step, Walk};
 use crate::qom::{Features, Path};
 
 /// The most objects that are asked for in one request. More would save hardly anything: of the time
@@ -21,7 +21,30 @@ pub enum What {
     Value(Path, Arc<str>),
 }
 
-/// What there is of an object already, asked for or come.
+impl What {
+    pub fn is_listing(&self) -> bool {
+        matches!(self, What::Listing(_))
+    }
+
+    pub fn lists(&self, object: &Path) -> bool {
+        matches!(self, What::Listing(path) if path == object)
+    }
+
+    pub fn has_values_of(&self, object: &Path) -> bool {
+        matches!(self, What::Objects(paths) if paths.contains(object))
+    }
+
+    pub fn is_value(&self, object: &Path, property: &str) -> bool {
+        matches!(self, What::Value(path, name) if path == object && **name == *property)
+    }
+
+    /// Whether it is about more than one object: then a failure may be another one's.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, What::Objects(paths) if paths.len() > 1)
+    }
+}
+
+/// What is needed of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     Listing,
@@ -29,16 +52,16 @@ pub enum Need {
 }
 
 /// What is known of a process and of QEMU when it is decided what to ask for.
-pub struct Planner<'a, Have> {
+pub struct Planner<'a> {
     pub walk: &'a Walk,
     /// How many objects to ask for in one request with their values.
     pub window: usize,
     pub features: Features,
     /// Whether something of an object is at hand or was asked for.
-    pub have: Have,
+    pub have: &'a dyn Fn(&Path, Need) -> bool,
 }
 
-impl<Have: Fn(&Path, Need) -> bool> Planner<'_, Have> {
+impl Planner<'_> {
     /// The request for a listing that is needed now. If values are read too, it is for those that come next as well.
     pub fn listing(&self, path: &Path) -> What {
         if !self.features.list_get || !self.walk.reads_what_it_lists() {
@@ -54,7 +77,7 @@ impl<Have: Fn(&Path, Need) -> bool> Planner<'_, Have> {
     /// The request for a value that is needed now: with the object's other values if these are read too, unless
     /// there is no use in that.
     pub fn value(&self, path: &Path, name: &Arc<str>, useless: bool) -> What {
-        match self.walk.step() {
+        match self.walk.step {
             Step::Opened { second: true, .. } if self.features.list_get && !useless => {
                 What::Objects(vec![path.clone()])
             }
@@ -64,51 +87,41 @@ impl<Have: Fn(&Path, Need) -> bool> Planner<'_, Have> {
 
     /// The requests for what the process needs next, in this order.
     pub fn ahead(&self) -> Vec<What> {
-        if self.features.one_at_a_time {
+        let present = self.walk.present();
+        let Some((path, values, next)) = present.filter(|_| !self.features.one_at_a_time) else {
             return Vec::new();
-        }
-        let listed = self
-            .walk
-            .present()
-            .map_or(0, |(_, listing)| listing.values().len());
-        let is_large = listed > NEAR_END;
-        let reads = self.walk.mode() == Some(Mode::Reading);
-        match (self.walk.step(), self.features.list_get) {
+        };
+        let value = values
+            .get(next)
+            .map(|entry| What::Value(path.clone(), entry.name.clone()));
+        let (is_large, reads) = (values.len() > NEAR_END, self.walk.reading);
+        match (self.walk.step, self.features.list_get) {
             (Step::Listed, true) if reads && !is_large => self.batch(self.window / 4),
-            (Step::Listed, false) if reads => self.next_value(),
+            (Step::Listed, false) if reads => Vec::from_iter(value),
             // It takes long to give the kernel a large listing.
-            (Step::Listed, _) if !reads => self.listings(if is_large { 4 } else { 2 }),
+            (Step::Listed, _) if self.walk.walking && !reads => self.listings(if is_large { 4 } else { 2 }),
             (
                 Step::Opened {
                     left: Some(NEAR_END), ..
                 },
                 true,
             ) if reads => self.batch(0),
-            (Step::Opened { left: Some(0), .. }, false) => self.listings(1),
+            (Step::Opened { left: Some(0), .. }, false) if self.walk.walking || reads => self.listings(1),
             (
                 Step::Opened {
                     left: Some(_),
                     second,
                 },
                 false,
-            ) if second || reads => self.next_value(),
+            ) if second || reads => Vec::from_iter(value),
             _ => Vec::new(),
         }
     }
 
     fn listings(&self, most: usize) -> Vec<What> {
-        if self.walk.mode().is_none() {
-            return Vec::new();
-        }
         let next = self.walk.next_objects().take(most);
         let next = next.filter(|path| !(self.have)(path, Need::Listing));
         next.map(What::Listing).collect()
-    }
-
-    fn next_value(&self) -> Vec<What> {
-        let next = self.walk.next_value().into_iter();
-        next.map(|(path, entry)| What::Value(path.clone(), entry.name.clone()))
-            .collect()
     }
 
     /// The next objects in one request, once no more than `lead` are left of those asked for before.
@@ -129,183 +142,4 @@ impl<Have: Fn(&Path, Need) -> bool> Planner<'_, Have> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fs::dir::listing::{Entries, Listing};
-    use crate::qom::Property;
-    use std::time::Instant;
-
-    /// Values in lower case, children in upper case.
-    fn names(path: &str) -> String {
-        match path {
-            "/" => "a b A B C D E".to_owned(),
-            "/A" => "K L".to_owned(),
-            "/B" => (0..80).map(|n| format!("v{n} ")).collect(),
-            _ => "x y z".to_owned(),
-        }
-    }
-
-    fn listing(path: &str) -> Arc<Listing> {
-        let declared = |name: &str| match name.starts_with(char::is_uppercase) {
-            true => "child<x>",
-            false => "int",
-        };
-        let names = names(path);
-        let properties = names.split_whitespace().map(|name| Property {
-            name: name.into(),
-            declared: declared(name).into(),
-        });
-        Arc::new(Listing::new(properties.collect(), &Entries::default(), |_| 2))
-    }
-
-    /// A walk: objects that are listed end in a slash, the others are properties that are read.
-    fn walk(steps: &str) -> Walk {
-        let mut walk = Walk::new(Instant::now());
-        for step in steps.split_whitespace() {
-            let (object, name) = step.rsplit_once('/').expect("a path");
-            let object = Path::parse(if object.is_empty() { "/" } else { object }).expect("an object");
-            let listing = listing(object.as_str());
-            if name.is_empty() {
-                let file = object.names().last().unwrap_or_default();
-                walk.listed(&object, file, &listing);
-            } else {
-                let (_, entry) = listing.find(name).expect("a property");
-                walk.opened(&object, entry);
-            }
-        }
-        walk
-    }
-
-    fn show(what: &What) -> String {
-        match what {
-            What::Listing(path) => format!("{path}/"),
-            What::Objects(paths) => paths.iter().map(|path| format!("+{path}")).collect(),
-            What::Value(path, name) => format!("{}/{name}", path.as_str().trim_end_matches('/')),
-        }
-    }
-
-    const OLD: Features = Features {
-        list_get: false,
-        one_at_a_time: false,
-    };
-    const NEW: Features = Features {
-        list_get: true,
-        one_at_a_time: false,
-    };
-
-    fn planned<T>(
-        steps: &str,
-        (window, have): (usize, &str),
-        features: Features,
-        plan: impl FnOnce(&Planner<'_, &dyn Fn(&Path, Need) -> bool>) -> T,
-    ) -> T {
-        let have = |path: &Path, _| have.split_whitespace().any(|known| known == path.as_str());
-        plan(&Planner {
-            walk: &walk(steps),
-            window,
-            features,
-            have: &have,
-        })
-    }
-
-    #[test]
-    fn what_is_asked_ahead() {
-        let all = "/ /a /b";
-        let near_end: String = (0..16).map(|n| format!(" /B/v{n}")).collect();
-        // A walk, the window and what is known; what is asked ahead of it on an old QEMU, and on a new one.
-        for (steps, (window, have), old, new) in [
-            ("/", (8, ""), "", ""),
-            ("/ /A/", (8, ""), "", ""),
-            ("/ /A/ /A/", (8, ""), "", ""),
-            ("/ /A/ /A/K/", (8, ""), "", ""),
-            // Who lists the second child goes on.
-            ("/ /C/ /D/", (8, ""), "/E/", "/E/"),
-            ("/ /A/ /A/K/ /A/L/", (8, ""), "/B/ /C/", "/B/ /C/"),
-            ("/ /A/ /A/K/ /A/L/", (8, "/B"), "/C/", "/C/"),
-            ("/ /A/ /B/", (8, ""), "/C/ /D/ /E/", "/C/ /D/ /E/"),
-            ("/ /A/ /B/", (8, "/C /D /E"), "", ""),
-            // An object without values makes no reader.
-            ("/A/ /A/K/ /A/L/", (8, ""), "", ""),
-            // By another order, what comes next cannot be told until it is by this one again.
-            ("/ /D/ /C/", (8, ""), "", ""),
-            ("/ /D/ /C/ /D/", (8, ""), "/E/", "/E/"),
-            // One property again and again is no walk, nor are the first two in another order.
-            ("/ /a", (8, ""), "", ""),
-            ("/ /a /a /a", (8, ""), "", ""),
-            ("/C/ /C/z /C/y", (8, ""), "", ""),
-            ("/C/ /C/x /C/y", (8, ""), "/C/z", ""),
-            // All values of one object were read, so those of the next one will be.
-            ("/ /a /b /A/", (8, ""), "", "+/A/K+/A/L"),
-            ("/ /a /b /C/", (8, ""), "/C/x", ""),
-            ("/ /a /b /A/ /A/K/", (8, ""), "/A/K/x", "+/A/L"),
-            ("/ /a /b /A/ /A/K/ /A/K/x", (8, ""), "/A/K/y", ""),
-            ("/ /a /b /A/ /A/K/ /A/K/x /A/K/y /A/K/z", (8, ""), "/A/L/", ""),
-            // It did not read this one.
-            ("/ /a /b /A/ /A/K/ /A/L/", (8, ""), "/B/ /C/", "/B/ /C/"),
-            // The next ones are asked for when few are left of those before.
-            ("/ /a /b /A/", (1, ""), "", "+/A/K"),
-            ("/ /a /b /A/", (8, "/A/K"), "", "+/A/L"),
-            ("/ /a /b /A/", (1, "/A/K"), "", ""),
-            ("/ /a /b /A/", (2, "/A/K"), "", ""),
-            // Behind many values not yet, but when as many as that are left.
-            ("/ /a /b /A/ /B/", (8, ""), "/B/v0", ""),
-        ] {
-            let ahead = |features| {
-                let what = planned(steps, (window, have), features, |planner| planner.ahead());
-                what.iter().map(show).collect::<Vec<_>>().join(" ")
-            };
-            let case = format!("{steps}, {window}, {have:?}");
-            assert_eq!((&*ahead(OLD), &*ahead(NEW)), (old, new), "{case}");
-            for features in [OLD, NEW] {
-                let one_at_a_time = true;
-                let features = Features {
-                    one_at_a_time,
-                    ..features
-                };
-                assert_eq!(ahead(features), "", "{case}: nothing that nobody waits for");
-            }
-        }
-        let steps = format!("{all} /A/ /B/{near_end}");
-        let what = planned(&steps, (2, ""), NEW, |planner| planner.ahead());
-        assert_eq!(what.iter().map(show).collect::<String>(), "+/C+/D");
-    }
-
-    #[test]
-    fn what_is_needed_now() {
-        for (steps, path, have, new) in [
-            ("/", "/A", "", "/A/"),
-            ("/ /a", "/A", "", "/A/"),
-            ("/ /a /b", "/A", "", "+/A+/B+/C+/D"),
-            ("/ /a /b", "/A", "/B /D", "+/A+/C"),
-            ("/ /a /b", "/C", "", "+/C"),
-        ] {
-            let path = Path::parse(path).unwrap();
-            let listing = |features| {
-                planned(steps, (4, have), features, |planner| {
-                    show(&planner.listing(&path))
-                })
-            };
-            assert_eq!(listing(NEW), new, "{steps}");
-            assert_eq!(listing(OLD), format!("{path}/"), "{steps}");
-        }
-        for (steps, useless, new) in [
-            ("/ /a", false, "/a"),
-            ("/ /a /a", false, "/a"),
-            ("/ /a /b", false, "+/"),
-            ("/ /a /b", true, "/b"),
-            ("/ /b /a", false, "+/"),
-            ("/C/x /D/x", false, "/D/x"),
-        ] {
-            let (object, name) = steps.rsplit_once('/').unwrap();
-            let object = object.rsplit_once(' ').map_or(object, |(_, object)| object);
-            let path = Path::parse(if object.is_empty() { "/" } else { object }).unwrap();
-            let value = |features| {
-                planned(steps, (4, ""), features, |planner| {
-                    show(&planner.value(&path, &name.into(), useless))
-                })
-            };
-            assert_eq!(value(NEW), new, "{steps}");
-            assert_eq!(value(OLD), format!("{object}/{name}"), "{steps}");
-        }
-    }
-}
+mod tests;

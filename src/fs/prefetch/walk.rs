@@ -16,16 +16,16 @@ pub const WINDOW: Duration = Duration::from_millis(100);
 /// The walk of one process.
 pub struct Walk {
     /// When the process did something last.
-    last: Instant,
+    pub last: Instant,
     /// The object listed last, and before it those around it that were listed.
     frames: Vec<Frame>,
     /// A second child of one object was listed: this is no single `ls`.
-    walking: bool,
+    pub walking: bool,
     /// The values of the object listed before the last one were read, all of them.
-    reading: bool,
+    pub reading: bool,
     /// The property opened last, and the object that it is of.
     opened: Option<(Path, Arc<Entry>)>,
-    step: Step,
+    pub step: Step,
 }
 
 /// What a process did last.
@@ -59,15 +59,6 @@ impl Frame {
     }
 }
 
-/// How a walk proceeds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// It lists objects and reads no values.
-    Listing,
-    /// It lists objects and reads all of their values.
-    Reading,
-}
-
 impl Walk {
     pub fn new(now: Instant) -> Walk {
         Walk {
@@ -78,11 +69,6 @@ impl Walk {
             opened: None,
             step: Step::Listed,
         }
-    }
-
-    /// When the process did something last.
-    pub fn last(&self) -> Instant {
-        self.last
     }
 
     /// The process does something. False if it paused, and the walk begins anew.
@@ -139,20 +125,6 @@ impl Walk {
         };
     }
 
-    /// What the process did last.
-    pub fn step(&self) -> Step {
-        self.step
-    }
-
-    /// Whether requests may be made ahead of this walk; and whether it reads what it lists.
-    pub fn mode(&self) -> Option<Mode> {
-        match (self.reading, self.walking) {
-            (true, _) => Some(Mode::Reading),
-            (false, true) => Some(Mode::Listing),
-            (false, false) => None,
-        }
-    }
-
     /// Whether the values of the object listed last were read, all of them: then those of the
     /// next one will be too. An object without any tells nothing.
     pub fn reads_what_it_lists(&self) -> bool {
@@ -163,16 +135,10 @@ impl Walk {
         })
     }
 
-    /// The object listed last, and what it holds.
-    pub fn present(&self) -> Option<(&Path, &Listing)> {
+    /// The object listed last, its values, and which of them comes next if they are read in order.
+    pub fn present(&self) -> Option<(&Path, &[Arc<Entry>], usize)> {
         let frame = self.frames.last()?;
-        Some((&frame.path, &frame.listing))
-    }
-
-    /// The value of the object listed last that comes next if they are read in order.
-    pub fn next_value(&self) -> Option<(&Path, &Arc<Entry>)> {
-        let frame = self.frames.last()?;
-        Some((&frame.path, frame.listing.values().get(frame.next_value)?))
+        Some((&frame.path, frame.listing.values(), frame.next_value))
     }
 
     /// The objects that are listed next: the first one surely, if the walk goes on, the others
