@@ -42,6 +42,7 @@ impl Tree {
                 let listing = Listing::new(fetched.properties, &self.entries, |count| {
                     self.inodes.lock().reserve(count)
                 });
+                drop(fetched.charge);
                 self.make_room(&listing, &path)?;
                 Ok(self
                     .listings
@@ -76,6 +77,8 @@ impl Tree {
     /// The present listing of an object that is only looked through, by its path.
     pub(crate) fn listing_at(&self, path: &Path) -> StdResult<Listing, qom::Error> {
         let fetched = self.prefetcher.plain_listing(path)?;
-        Ok(Listing::new(fetched.properties, &self.entries, |_| ROOT))
+        let listing = Listing::new(fetched.properties, &self.entries, |_| ROOT);
+        drop(fetched.charge);
+        Ok(listing)
     }
 }

@@ -216,7 +216,7 @@ impl Tree {
 
     /// Lets go of what only a walk that is over needed.
     fn give_memory_back(&self) {
-        self.prefetcher.forget_idle();
+        self.prefetcher.forget_old();
         self.listings.forget_old();
         self.entries.forget_unused();
         crate::daemon::memory::give_back();
@@ -270,7 +270,7 @@ impl Tree {
     /// Sets a property of an object. Even a refused or unanswered write may have changed values, and added and
     /// removed properties.
     fn write_to<T>(&self, object: Ino, set: impl FnOnce() -> T) -> T {
-        self.listings.drop_one(object);
+        self.listings.note_change();
         let outcome = set();
         self.listings.drop_one(object);
         outcome

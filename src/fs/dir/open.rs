@@ -55,7 +55,7 @@ impl Tree {
 
     pub fn close_directory(&self, handle: u64) {
         self.directories.close(handle);
-        self.prefetcher.forget_idle();
+        self.prefetcher.forget_old();
     }
 
     /// Gives the lines of an open directory from `offset` on to `take`, with the offset of the

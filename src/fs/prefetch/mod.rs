@@ -51,17 +51,7 @@ pub struct Fetched {
     /// When they were asked for.
     pub sent: Instant,
     /// What the reply takes, until the listing is made of it.
-    _charge: Option<Charge>,
-}
-
-impl Fetched {
-    fn new(properties: Vec<Property>, sent: Instant, _charge: Option<Charge>) -> Fetched {
-        Fetched {
-            properties,
-            sent,
-            _charge,
-        }
-    }
+    pub charge: Option<Charge>,
 }
 
 /// Asks QEMU for listings and values, for a process that reads one after another before it asks.
@@ -278,8 +268,8 @@ impl Prefetcher {
     }
 
     /// Lets go of what only a walk that is over needed.
-    pub fn forget_idle(&self) {
-        self.store.lock().forget_idle();
+    pub fn forget_old(&self) {
+        self.store.lock().forget_old();
     }
 
     /// Lets go of everything.
@@ -291,7 +281,11 @@ impl Prefetcher {
 fn properties(reply: PendingReply<Vec<Property>>) -> Result<Fetched, Error> {
     let sent = reply.sent();
     let (properties, charge) = reply.wait_charged()?;
-    Ok(Fetched::new(properties, sent, charge))
+    Ok(Fetched {
+        properties,
+        sent,
+        charge,
+    })
 }
 
 /// Whether a reply that was asked for ahead may only have been too long to be held.

@@ -27,7 +27,7 @@ const MAX_KEPT: usize = 1 << 20;
 const WORTH_A_READ: usize = 16;
 /// Processes that are remembered at once.
 const MAX_READERS: usize = 64;
-/// When a listing that its walk did not come to is given up at the latest, and a process that does nothing forgotten.
+/// When a listing that its walk did not come to is given up, at the latest.
 const GIVE_UP: Duration = Duration::from_secs(1);
 
 /// The reply to a request, which is on its way.
@@ -167,8 +167,11 @@ impl Reader {
     /// The listing of an object that came with its values.
     pub fn take_listing(&mut self, access: Access<'_>) -> Option<Fetched> {
         let snapshot = self.ready(access)?;
-        let (properties, sent) = (snapshot.properties.take()?, snapshot.sent.at);
-        Some(Fetched::new(properties, sent, None))
+        Some(Fetched {
+            properties: snapshot.properties.take()?,
+            sent: snapshot.sent.at,
+            charge: None,
+        })
     }
 
     /// A value that came with its object.
@@ -249,10 +252,11 @@ impl Store {
         })
     }
 
-    /// Lets go of processes that did nothing for some time.
-    pub fn forget_idle(&mut self) {
-        self.readers
-            .retain(|_, reader| reader.walk.last.elapsed() < GIVE_UP);
+    /// Lets go of what only a walk that is over needed.
+    pub fn forget_old(&mut self) {
+        let old = |since: Instant, limit| since.elapsed() > limit;
+        self.readers.retain(|_, reader| !old(reader.walk.last, WINDOW));
+        self.in_flight.retain(|sent| !old(sent.sent.at, GIVE_UP));
     }
 
     /// Lets go of everything.
@@ -268,10 +272,8 @@ impl Store {
 
     /// Whether something of an object is ready for a process, or was asked for.
     fn have(&self, access: Access<'_>, need: Need) -> bool {
-        let ready = self
-            .readers
-            .get(&access.process)
-            .and_then(|own| own.ready.get(access.path));
+        let own = self.readers.get(&access.process);
+        let ready = own.and_then(|own| own.ready.get(access.path));
         let is_it =
             |what: &What| what.has_values_of(access.path) || need == Need::Listing && what.lists(access.path);
         ready.is_some_and(|ready| ready.sent.is_fresh(access.began, WINDOW))
