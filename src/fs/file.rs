@@ -171,13 +171,13 @@ impl Tree {
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
     /// or for a process that reads one after another what was fetched with the one before.
     fn fetch(&self, ino: Ino, reader: Reader, wait: Wait) -> Result<Arc<Text>> {
-        let (parent, path, entry) = self.property(ino)?;
-        let answer = match (reader, wait) {
-            (Reader::Open(process), Wait::Yes) => self.value_for(parent, &path, &entry, process),
-            (Reader::Open(process), Wait::No) => self
-                .value_at_hand(parent, &path, &entry, process)
-                .ok_or(libc::EWOULDBLOCK)?,
-            (Reader::Descriptor(connection), _) => {
+        let (_, path, entry) = self.property(ino)?;
+        let answer = match reader {
+            Reader::Open(process) => {
+                let value = self.prefetcher.value(self.access(process, &path), &entry, wait);
+                value.transpose().ok_or(libc::EWOULDBLOCK)?
+            }
+            Reader::Descriptor(connection) => {
                 wait.allowed()?;
                 self.qom.request_on(connection, Request::get(&path, &entry.name))
             }
