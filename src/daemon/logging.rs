@@ -22,9 +22,7 @@ const MAX_LINE: usize = libc::PIPE_BUF;
 
 static STATE: Mutex<State> = Mutex::new(State::new());
 
-struct Logger {
-    filter: Filter,
-}
+struct Logger(Filter);
 
 struct State {
     output: Output,
@@ -60,7 +58,7 @@ pub fn start(level: LevelFilter) {
     };
     let filter = filter.build();
     log::set_max_level(filter.filter());
-    if log::set_boxed_logger(Box::new(Logger { filter })).is_ok() {
+    if log::set_boxed_logger(Box::new(Logger(filter))).is_ok() {
         // In the background nobody sees stderr.
         std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
     }
@@ -210,11 +208,11 @@ fn seconds() -> String {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.enabled(metadata)
+        self.0.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.filter.matches(record) {
+        if !self.0.matches(record) {
             return;
         }
         let text = record.args().to_string(); // not under the lock: what panics here logs too

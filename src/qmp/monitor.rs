@@ -125,11 +125,6 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// What the QEMU in force said of itself.
-    pub fn greeting(&self) -> Greeting {
-        self.current().greeting().clone()
-    }
-
     /// The number of the connection in force, if there is one: each one that is made has another.
     pub fn connection_number(&self) -> Option<u64> {
         let current = self.current.lock();
@@ -169,11 +164,6 @@ impl Monitor {
     /// How long a request may take.
     pub fn timeout(&self) -> Duration {
         self.options.timeout
-    }
-
-    /// Whether there is no connection now.
-    pub fn is_closed(&self) -> bool {
-        self.current.lock().is_lost()
     }
 
     /// Whether requests go to this connection now.

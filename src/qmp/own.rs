@@ -14,11 +14,15 @@ use super::address::Address;
 use super::error::{Error, NotConnected};
 use super::handshake::Greeted;
 use super::monitor::MonitorOptions;
-use super::wire::{self, Message};
+use super::wire::{self, Message, Version};
 use crate::text::printable;
 
 /// The first QEMU that makes monitors on demand.
-const SINCE: (u32, u32, u32) = (11, 1, 0);
+const SINCE: Version = Version {
+    major: 11,
+    minor: 1,
+    micro: 0,
+};
 /// How long a new monitor has to greet.
 const GREETING: Duration = Duration::from_secs(2);
 /// The most names that are tried: one for each mount of the machine.
