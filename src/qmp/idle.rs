@@ -13,7 +13,6 @@ use super::connection::Connection;
 use super::error::{Closed, ConnectError, Error};
 use super::handshake::Greeted;
 use super::monitor::{Current, Monitor, MonitorEvent};
-use super::own;
 use crate::pidfd::Process;
 
 /// How much longer than its own time a request waits for the words of an attempt that fails at the same moment.
@@ -72,7 +71,8 @@ impl Monitor {
             (self.sink)(MonitorEvent::Away);
             // 2. Until it is taken back, or lost.
             while self.wait_until_wanted(listener.as_deref()) {
-                let attempt = own::open(&self.address, &self.options);
+                // The given one: of this QEMU there is none of our own, or it would be in use.
+                let attempt = Greeted::at(&self.address, self.options.timeout);
                 let attempt = attempt.map_err(|why| ConnectError::new(&self.address, why));
                 self.conclude(listener.as_deref(), attempt);
             }

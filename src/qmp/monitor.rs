@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::debug;
+use log::{Level, log};
 use parking_lot::{Condvar, Mutex};
 
 use super::address::Address;
 use super::connection::Connection;
-use super::error::{Closed, ConnectError, Error};
+use super::error::{Closed, ConnectError, Error, NotConnected};
 use super::handshake::Incoming;
 use super::idle::Away;
 use super::lines::LineReader;
@@ -285,7 +285,9 @@ impl Monitor {
                 Err(why) => {
                     drop(current);
                     self.changed.notify_all();
-                    debug!("{}", ConnectError::new(&self.address, why));
+                    let asked_for = matches!(why, NotConnected::NoOwnMonitor(_));
+                    let level = if asked_for { Level::Warn } else { Level::Debug };
+                    log!(level, "{}", ConnectError::new(&self.address, why));
                 }
             }
         }

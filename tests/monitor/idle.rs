@@ -69,8 +69,13 @@ each_qemu!(a_machine_that_ends_meanwhile_unmounts, |which| {
         .args(&["-o", "idle=0.5"])
         .socket(format!("127.0.0.1:{port}"));
     let mount = mount.foreground();
+    // It may be another one each time: nobody knows.
+    let held = Held::open(mount.join("machine/kernel"), libc::O_WRONLY).expect("a file");
     away();
     assert_reads(mount.join("machine/type"), "none-machine\n");
+    assert_eq!(held.write(b"a"), Err(libc::ESTALE));
+    write_file(mount.join("machine/kernel"), b"b").expect("a write");
+    assert_eq!(qemu.truth().get("/machine", "kernel"), Ok(json!("b")));
     away();
     qemu.kill();
     away();

@@ -261,6 +261,24 @@ fn each_machine_that_comes_back_makes_one() {
     mount.unmount();
 }
 
+#[test]
+fn a_machine_that_makes_none_is_not_served_where_one_was_asked_for() {
+    let session = Session::new();
+    let socket = session.dir().join("vm.sock");
+    let first = at(&socket, Which::New, "none");
+    let mount = Mount::start_foreground(&socket, &["-o", "reconnect,monitor=own"]);
+    first.kill();
+    let second = at(&socket, Which::Old, "none");
+    let said = || mount.log().contains("QEMU does from 11.1 on");
+    assert!(wait_until(SOON, said), "{}", mount.log());
+    assert_eq!(read_file(mount.join("machine/type")), Err(libc::ENOTCONN));
+    drop(Truth::connect(&socket).expect("the given monitor serves another client"));
+    second.kill();
+    let _third = at(&socket, Which::New, "none");
+    let back = || read_file(mount.join("machine/type")).as_deref() == Ok(b"none-machine\n");
+    assert!(wait_until(SOON, back), "{}", mount.log());
+}
+
 /// Mounts a server that greets as a QEMU that makes monitors and answers some commands as it is told, and the rest as
 /// QEMU does.
 fn scripted(options: &[&str], told: impl Fn(&str) -> Option<Action> + Send + 'static) -> (Scripted, Mount) {
