@@ -9,7 +9,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use env_filter::{Builder, Filter};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
@@ -22,7 +21,7 @@ const MAX_LINE: usize = libc::PIPE_BUF;
 
 static STATE: Mutex<State> = Mutex::new(State::new());
 
-struct Logger(Filter);
+struct Logger(env_logger::Logger);
 
 struct State {
     output: Output,
@@ -46,11 +45,11 @@ enum Output {
 
 /// Starts the log at `level` (`RUST_LOG` overrides it), to stderr.
 pub fn start(level: LevelFilter) {
-    let mut filter = Builder::new();
+    let mut filter = env_logger::Builder::new();
     filter.filter_level(LevelFilter::Error);
-    match std::env::var("RUST_LOG") {
+    match std::env::var_os("RUST_LOG") {
         // Beside a level for this module, a bare one would say nothing of it.
-        Ok(text) if !text.is_empty() => filter.parse(&text),
+        Some(text) if !text.is_empty() => filter.parse_default_env(),
         // fuser calls it an error that the caller of a request was gone when its reply came.
         _ => filter
             .filter_module("fuser", LevelFilter::Off)
