@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{debug, warn};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 
@@ -71,7 +71,7 @@ pub(super) fn open(address: &Address, options: &MonitorOptions) -> Result<Greete
     match take(&mut given, options.timeout.min(GREETING)) {
         Ok((mut own, id)) => {
             (own.listener, own.is_own) = (given.listener, true);
-            info!("{address}: QEMU has made the monitor {id} for this mount; the given one serves others");
+            debug!("{address}: QEMU has made the monitor {id} for this mount; the given one serves others");
             Ok(own)
         }
         Err(Failure::Refused(why)) if wanted => Err(NotConnected::NoOwnMonitor(why)),
