@@ -155,15 +155,17 @@ impl Monitor {
             return;
         };
         // A file that was opened for writing may be about another QEMU.
-        let number = current.connection.number() + u64::from(matches!(same, Same::Unknown));
-        let outcome = Connection::new(greeted, &self.options, number).and_then(|(connection, lines)| {
+        let is_unknown = matches!(same, Same::Unknown);
+        let number = current.connection.number() + u64::from(is_unknown);
+        let begun = Connection::new(greeted, &self.options, number);
+        if let Ok((connection, _)) = &begun {
             current.connection = connection.clone();
-            self.start_reader(connection, lines)
-        });
+        }
         drop(current);
         self.changed.notify_all();
-        if let Err(e) = outcome {
-            self.lost(self.current().close(e.into()));
+        match begun {
+            Ok((connection, lines)) => self.renew(connection, lines, is_unknown && self.options.reconnect),
+            Err(e) => self.lost(Arc::new(e.into())),
         }
     }
 

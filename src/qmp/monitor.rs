@@ -204,7 +204,7 @@ impl Monitor {
     }
 
     /// Starts the thread that reads a connection.
-    pub(super) fn start_reader(
+    fn start_reader(
         self: &Arc<Self>,
         connection: Arc<Connection>,
         lines: LineReader<Incoming>,
@@ -280,7 +280,7 @@ impl Monitor {
                     current.connection = connection.clone();
                     drop(current);
                     self.changed.notify_all();
-                    self.renew(connection, lines);
+                    self.renew(connection, lines, true);
                 }
                 Err(why) => {
                     drop(current);
@@ -293,9 +293,16 @@ impl Monitor {
         }
     }
 
-    /// Begins with a new connection: no reply of it is given out before everybody knows that it is new.
-    fn renew(self: &Arc<Self>, connection: Arc<Connection>, lines: LineReader<Incoming>) {
-        (self.sink)(MonitorEvent::Back(connection.greeting().clone()));
+    /// Begins with a new connection, perhaps to another QEMU: no reply of it is given out before everybody knows.
+    pub(super) fn renew(
+        self: &Arc<Self>,
+        connection: Arc<Connection>,
+        lines: LineReader<Incoming>,
+        may_be_another: bool,
+    ) {
+        if may_be_another {
+            (self.sink)(MonitorEvent::Back(connection.greeting().clone()));
+        }
         if let Err(e) = self.start_reader(connection.clone(), lines) {
             self.lost(connection.close(e.into()));
         }

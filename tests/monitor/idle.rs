@@ -110,6 +110,23 @@ each_qemu!(
     }
 );
 
+#[test]
+fn another_machine_whose_process_nobody_knows_is_said_to_be_another_with_reconnect() {
+    let (port, first) = on_tcp(Which::Old);
+    let address = format!("127.0.0.1:{port}");
+    let launch = Launch::new().args(&["-o", "idle=0.5,reconnect"]).socket(&address);
+    let mount = launch.foreground();
+    assert_reads(mount.join("machine/type"), "none-machine\n");
+    away();
+    first.kill();
+    let monitor = format!("tcp:{address},server=on,wait=off");
+    let _second = Qemu::start(Which::Old, "q35", &["-qmp", &monitor]);
+    let machine = read(&mount, "machine/type").expect("a value of the other machine");
+    assert!(machine.starts_with("pc-q35"), "{machine}");
+    let said = || mount.log().contains("connected again, to another machine");
+    assert!(wait_until(SOON, said), "{}", mount.log());
+}
+
 each_qemu!(open_files_inodes_and_writes_outlast_it, |which| {
     let (qemu, mount) = mounted(which, "q35", &XHCI, &OPTIONS);
     let held = Held::open(mount.join("machine/graphics"), libc::O_WRONLY).expect("a file");
