@@ -181,7 +181,7 @@ impl Monitor {
         let limit = if just_failed { AGAIN } else { self.options.timeout };
         let began = Instant::now();
         let until = began + limit.min(self.options.timeout);
-        away.wanted_until = Some(until);
+        away.wanted_until = away.wanted_until.max(Some(until));
         self.changed.notify_all();
         while let Some(away) = &current.away {
             let is_over = |grace| Instant::now() >= until + grace;

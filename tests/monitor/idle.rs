@@ -189,6 +189,28 @@ fn who_comes_for_moments_and_the_mount_both_get_through() {
     assert!(slowest < SECOND, "{slowest:?}");
 }
 
+/// It comes and goes between any two requests, and none is lost over it.
+#[test]
+fn letting_go_at_any_moment_loses_nothing() {
+    let (qemu, mount) = mounted(Which::Old, "none", &[], &["-o", "idle=0.002"]);
+    let file = quote(mount.join("machine/type"));
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            sh_start(&format!(
+                "for n in $(seq 100); do cat {file}; sleep 0.00$((n % 7)); done"
+            ))
+        })
+        .collect();
+    for _ in 0..20 {
+        let other = Truth::connect(&qemu.socket()).expect("another client is greeted");
+        assert_eq!(other.get("/machine", "type"), Ok(json!("none-machine")));
+    }
+    for reader in readers {
+        let out = reader.finish(60 * SECOND);
+        assert_eq!(out.ok().lines(), ["none-machine"; 100]);
+    }
+}
+
 #[test]
 fn what_uses_it_all_the_time_keeps_it() {
     let (qemu, mount) = mounted(Which::Old, "none", &[], &["-o", "idle=1"]);
