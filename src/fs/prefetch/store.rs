@@ -23,7 +23,7 @@ const MAX_BATCHES: usize = 8;
 /// What the objects of one reply may take together, in bytes, for those to be kept that are not needed yet.
 /// Eight CPUs take two fifths of it.
 const MAX_KEPT: usize = 1 << 20;
-/// One value must have been read for so many that were evaluated, or their object is not asked for as a whole again.
+/// One value is opened for so many that are evaluated, before their object is asked for as a whole again.
 const WORTH_A_READ: usize = 16;
 /// Processes that are remembered at once.
 const MAX_READERS: usize = 64;
@@ -54,9 +54,11 @@ struct Snapshot {
     objects: usize,
     /// About what it took when it came.
     bytes: usize,
-    /// How many values there were, and how many were read later than by the open that asked for them.
+    /// How many values there were, how many were read by later opens than the one that asked, and how many after they
+    /// were too old.
     values: usize,
     read: usize,
+    missed: usize,
     /// Until it is listed.
     properties: Option<Vec<Property>>,
     texts: HashMap<Arc<str>, Result<String, Error>>,
@@ -126,6 +128,7 @@ impl Snapshot {
             bytes: values.iter().map(weight).sum(),
             values: values.len(),
             read: 0,
+            missed: 0,
             properties: Some(values.iter().map(|valued| valued.property.clone()).collect()),
             texts: values.into_iter().filter_map(text).collect(),
         }
@@ -183,13 +186,20 @@ impl Reader {
     }
 
     /// Whether there is no use in asking for an object as a whole: it is there, and what is not was served or cannot be
-    /// read; or it was, and hardly any value was read in time.
+    /// read; or it grew old, and too few values were opened since. If it came too late for any, the next will too.
     pub fn is_useless(&mut self, access: Access<'_>) -> bool {
-        self.ready(access).is_some()
-            || self
-                .ready
-                .get(access.path)
-                .is_some_and(|old| old.read * WORTH_A_READ < old.values)
+        if self.ready(access).is_some() {
+            return true;
+        }
+        self.ready.get_mut(access.path).is_some_and(|old| {
+            let enough = if old.read == 0 {
+                old.values
+            } else {
+                old.values / WORTH_A_READ
+            };
+            old.missed += 1;
+            old.read + old.missed <= enough
+        })
     }
 
     /// How long the values of a listing are as files, where they came with it.
