@@ -67,8 +67,6 @@ struct Snapshot {
 /// A process that reads.
 pub struct Reader {
     pub walk: Walk,
-    /// How many objects to ask for in one request with their values.
-    pub window: usize,
     ready: HashMap<Path, Snapshot>,
 }
 
@@ -150,7 +148,9 @@ impl Reader {
             return Some(snapshot);
         }
         if !snapshot.texts.is_empty() {
-            self.window = snapshot.index.clamp(1, self.window);
+            if let Some(window) = self.walk.window_of(access.path) {
+                *window = snapshot.index.clamp(1, *window);
+            }
             snapshot.empty();
         }
         None
@@ -159,11 +159,15 @@ impl Reader {
     /// Before the walk goes on from the object listed last: if it was the last one of a reply, and
     /// half of the time was enough for all of them, twice as many may be asked for.
     pub fn widen(&mut self, now: Stamp) {
-        let done = self.walk.present().and_then(|(path, ..)| self.ready.get(path));
-        if let Some(done) = done.filter(|done| done.sent.is_fresh(now, WINDOW / 2))
+        let Some(path) = self.walk.present().map(|(path, ..)| path.clone()) else {
+            return;
+        };
+        if let Some(done) = self.ready.get(&path)
             && done.index + 1 == done.objects
+            && done.sent.is_fresh(now, WINDOW / 2)
+            && let Some(window) = self.walk.window_of(&path)
         {
-            self.window = self.window.max(2 * done.objects).min(MAX_WINDOW);
+            *window = (*window).max(2 * done.objects).min(MAX_WINDOW);
         }
     }
 
@@ -233,12 +237,9 @@ impl Store {
         }
         let reader = self.readers.entry(process).or_insert_with(|| Reader {
             walk: Walk::new(now),
-            window: MAX_WINDOW,
             ready: HashMap::new(),
         });
-        if !reader.walk.goes_on(now) {
-            reader.window = MAX_WINDOW;
-        }
+        reader.walk.go_on(now);
         reader
     }
 
@@ -254,7 +255,7 @@ impl Store {
         let reader = &self.readers[&access.process];
         decide(&Planner {
             walk: &reader.walk,
-            window: reader.window,
+            window: reader.walk.window(),
             features,
             have: &|path, need| {
                 self.have(Access { path, ..access }, need) || need == Need::Listing && is_cached(path)
