@@ -59,6 +59,8 @@ struct Snapshot {
     values: usize,
     read: usize,
     missed: usize,
+    /// It was too old when it came.
+    was_late: bool,
     /// Until it is listed.
     properties: Option<Vec<Property>>,
     texts: HashMap<Arc<str>, Result<String, Error>>,
@@ -117,7 +119,7 @@ impl InFlight {
 }
 
 impl Snapshot {
-    fn new(sent: Stamp, index: usize, objects: usize, values: Vec<Valued>) -> Snapshot {
+    fn new(sent: Stamp, now: Stamp, (index, objects): (usize, usize), values: Vec<Valued>) -> Snapshot {
         let text = |valued: Valued| Some((valued.property.name, valued.text?));
         Snapshot {
             sent,
@@ -127,6 +129,7 @@ impl Snapshot {
             values: values.len(),
             read: 0,
             missed: 0,
+            was_late: !sent.is_fresh(now, WINDOW),
             properties: Some(values.iter().map(|valued| valued.property.clone()).collect()),
             texts: values.into_iter().filter_map(text).collect(),
         }
@@ -190,13 +193,13 @@ impl Reader {
     }
 
     /// Whether there is no use in asking for an object as a whole: it is there, and what is not was served or cannot be
-    /// read; or it grew old, and too few values were opened since. If it came too late for any, the next will too.
+    /// read; or it grew old, and too few values were opened since. If it came too late, the next will too.
     pub fn is_useless(&mut self, access: Access<'_>) -> bool {
         if self.ready(access).is_some() {
             return true;
         }
         self.ready.get_mut(access.path).is_some_and(|old| {
-            let enough = if old.read == 0 {
+            let enough = if old.was_late {
                 old.values
             } else {
                 old.values / WORTH_A_READ
@@ -337,7 +340,7 @@ impl Store {
             if !fits && path != *access.path {
                 continue;
             }
-            let mut snapshot = Snapshot::new(sent, index, count, values);
+            let mut snapshot = Snapshot::new(sent, now, (index, count), values);
             let ready = self.readers.values().flat_map(|reader| reader.ready.values());
             if ready.map(|other| other.bytes).sum::<usize>() + snapshot.bytes > VALUES_AHEAD_BYTES {
                 snapshot.empty();
