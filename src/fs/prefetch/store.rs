@@ -23,7 +23,7 @@ const MAX_BATCHES: usize = 8;
 /// What the objects of one reply may take together, in bytes, for those to be kept that are not needed yet.
 /// Eight CPUs take two fifths of it.
 const MAX_KEPT: usize = 1 << 20;
-/// One value must have been read for so many that were evaluated, or their object is not asked for as a whole again.
+/// One value is opened for so many that are evaluated, before their object is asked for as a whole again.
 const WORTH_A_READ: usize = 16;
 /// Processes that are remembered at once.
 const MAX_READERS: usize = 64;
@@ -54,9 +54,13 @@ struct Snapshot {
     objects: usize,
     /// About what it took when it came.
     bytes: usize,
-    /// How many values there were, and how many were read later than by the open that asked for them.
+    /// How many values there were, how many were read by later opens than the one that asked, and how many after they
+    /// were too old.
     values: usize,
     read: usize,
+    missed: usize,
+    /// It was too old when it came.
+    was_late: bool,
     /// Until it is listed.
     properties: Option<Vec<Property>>,
     texts: HashMap<Arc<str>, Result<String, Error>>,
@@ -65,8 +69,6 @@ struct Snapshot {
 /// A process that reads.
 pub struct Reader {
     pub walk: Walk,
-    /// How many objects to ask for in one request with their values.
-    pub window: usize,
     ready: HashMap<Path, Snapshot>,
 }
 
@@ -117,7 +119,7 @@ impl InFlight {
 }
 
 impl Snapshot {
-    fn new(sent: Stamp, index: usize, objects: usize, values: Vec<Valued>) -> Snapshot {
+    fn new(sent: Stamp, now: Stamp, (index, objects): (usize, usize), values: Vec<Valued>) -> Snapshot {
         let text = |valued: Valued| Some((valued.property.name, valued.text?));
         Snapshot {
             sent,
@@ -126,6 +128,8 @@ impl Snapshot {
             bytes: values.iter().map(weight).sum(),
             values: values.len(),
             read: 0,
+            missed: 0,
+            was_late: !sent.is_fresh(now, WINDOW),
             properties: Some(values.iter().map(|valued| valued.property.clone()).collect()),
             texts: values.into_iter().filter_map(text).collect(),
         }
@@ -147,7 +151,9 @@ impl Reader {
             return Some(snapshot);
         }
         if !snapshot.texts.is_empty() {
-            self.window = snapshot.index.clamp(1, self.window);
+            if let Some(window) = self.walk.window_of(access.path) {
+                *window = snapshot.index.clamp(1, *window);
+            }
             snapshot.empty();
         }
         None
@@ -156,11 +162,15 @@ impl Reader {
     /// Before the walk goes on from the object listed last: if it was the last one of a reply, and
     /// half of the time was enough for all of them, twice as many may be asked for.
     pub fn widen(&mut self, now: Stamp) {
-        let done = self.walk.present().and_then(|(path, ..)| self.ready.get(path));
-        if let Some(done) = done.filter(|done| done.sent.is_fresh(now, WINDOW / 2))
+        let Some(path) = self.walk.present().map(|(path, ..)| path.clone()) else {
+            return;
+        };
+        if let Some(done) = self.ready.get(&path)
             && done.index + 1 == done.objects
+            && done.sent.is_fresh(now, WINDOW / 2)
+            && let Some(window) = self.walk.window_of(&path)
         {
-            self.window = self.window.max(2 * done.objects).min(MAX_WINDOW);
+            *window = (*window).max(2 * done.objects).min(MAX_WINDOW);
         }
     }
 
@@ -183,13 +193,20 @@ impl Reader {
     }
 
     /// Whether there is no use in asking for an object as a whole: it is there, and what is not was served or cannot be
-    /// read; or it was, and hardly any value was read in time.
+    /// read; or it grew old, and too few values were opened since. If it came too late, the next will too.
     pub fn is_useless(&mut self, access: Access<'_>) -> bool {
-        self.ready(access).is_some()
-            || self
-                .ready
-                .get(access.path)
-                .is_some_and(|old| old.read * WORTH_A_READ < old.values)
+        if self.ready(access).is_some() {
+            return true;
+        }
+        self.ready.get_mut(access.path).is_some_and(|old| {
+            let enough = if old.was_late {
+                old.values
+            } else {
+                old.values / WORTH_A_READ
+            };
+            old.missed += 1;
+            old.read + old.missed <= enough
+        })
     }
 
     /// How long the values of a listing are as files, where they came with it.
@@ -223,12 +240,9 @@ impl Store {
         }
         let reader = self.readers.entry(process).or_insert_with(|| Reader {
             walk: Walk::new(now),
-            window: MAX_WINDOW,
             ready: HashMap::new(),
         });
-        if !reader.walk.goes_on(now) {
-            reader.window = MAX_WINDOW;
-        }
+        reader.walk.go_on(now);
         reader
     }
 
@@ -244,7 +258,7 @@ impl Store {
         let reader = &self.readers[&access.process];
         decide(&Planner {
             walk: &reader.walk,
-            window: reader.window,
+            window: reader.walk.window(),
             features,
             have: &|path, need| {
                 self.have(Access { path, ..access }, need) || need == Need::Listing && is_cached(path)
@@ -326,7 +340,7 @@ impl Store {
             if !fits && path != *access.path {
                 continue;
             }
-            let mut snapshot = Snapshot::new(sent, index, count, values);
+            let mut snapshot = Snapshot::new(sent, now, (index, count), values);
             let ready = self.readers.values().flat_map(|reader| reader.ready.values());
             if ready.map(|other| other.bytes).sum::<usize>() + snapshot.bytes > VALUES_AHEAD_BYTES {
                 snapshot.empty();
