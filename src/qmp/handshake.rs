@@ -29,6 +29,11 @@ impl Incoming {
         }
     }
 
+    /// What is read from now on must come before this.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
     /// Reads without a deadline from now on.
     ///
     /// # Errors

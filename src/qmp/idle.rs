@@ -21,8 +21,10 @@ const GRACE: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A monitor that was let go of.
-#[derive(Default)]
 pub(super) struct Away {
+    /// The number that the next connection has: that of the last one, unless nobody knows whether it will be to the
+    /// same QEMU. A file that is opened meanwhile is about what that one leads to.
+    pub number: u64,
     /// Until when a request waits for it.
     wanted_until: Option<Instant>,
     /// When the last attempt to take it back failed, and why.
@@ -62,7 +64,12 @@ impl Monitor {
                 };
                 self.changed.wait_for(&mut current, left);
             }
-            current.away = Some(Away::default());
+            current.away = Some(Away {
+                number: current.connection.number() + u64::from(listener.is_none()),
+                wanted_until: None,
+                failure: None,
+                looked: false,
+            });
             drop(current);
             debug!(
                 "{}: nothing was asked for {idle:?}; it serves others",
@@ -154,7 +161,7 @@ impl Monitor {
             self.lost(Arc::new(Closed::Idle));
             return;
         };
-        // A file that was opened for writing may be about another QEMU.
+        // A file that was opened for writing before may be about another QEMU.
         let is_unknown = matches!(same, Same::Unknown);
         let number = current.connection.number() + u64::from(is_unknown);
         let begun = Connection::new(greeted, &self.options, number);

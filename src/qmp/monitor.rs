@@ -128,7 +128,8 @@ impl Monitor {
     /// The number of the connection in force, if there is one: each one that is made has another.
     pub fn connection_number(&self) -> Option<u64> {
         let current = self.current.lock();
-        (!current.is_lost()).then(|| current.connection.number())
+        let next = current.away.as_ref().map(|away| away.number);
+        (!current.is_lost()).then(|| next.unwrap_or(current.connection.number()))
     }
 
     /// Sends a request; [`Pending::wait`] gives its reply. One that is about what a connection had is sent

@@ -1,6 +1,7 @@
 //! A monitor of the mount's own: QEMU makes it over the given one, which serves others then. QEMU removes it when
 //! our end closes, for whatever reason.
 
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -68,6 +69,11 @@ pub(super) fn open(address: &Address, options: &MonitorOptions) -> Result<Greete
         };
     }
     let keeps = "QEMU makes no monitor for this mount, which keeps the given one";
+    // That another client had to be waited for is no reason to fail now.
+    given
+        .lines
+        .source_mut()
+        .set_deadline(Instant::now() + options.timeout);
     match take(&mut given, options.timeout.min(GREETING)) {
         Ok((mut own, id)) => {
             (own.listener, own.is_own) = (given.listener, true);
@@ -80,7 +86,9 @@ pub(super) fn open(address: &Address, options: &MonitorOptions) -> Result<Greete
             Ok(given)
         }
         // A peer that is no QEMU may close the connection over what it does not know.
-        Err(Failure::Lost(e)) if !wanted && e.kind() == io::ErrorKind::UnexpectedEof => {
+        Err(Failure::Lost(e))
+            if !wanted && matches!(e.kind(), UnexpectedEof | BrokenPipe | ConnectionReset) =>
+        {
             warn!("{address}: {keeps}: {e}");
             drop(given);
             Greeted::at(address, options.timeout)
@@ -125,27 +133,34 @@ fn is_taken(why: &str) -> bool {
 
 /// Has QEMU make a monitor of this name. What was made is removed where it fails.
 fn make(given: &mut Greeted, id: &str, timeout: Duration) -> Result<Greeted, Failure> {
-    let (ours, theirs) = UnixStream::pair().map_err(|e| Failure::Refused(format!("no socket pair: {e}")))?;
+    let (ours, theirs) = UnixStream::pair()?;
     given.ask("getfd", &json!({ "fdname": SOCKET_NAME }), Some(theirs.as_fd()))?;
     drop(theirs);
     let socket = json!({ "type": "fd", "data": { "str": SOCKET_NAME } });
     let backend = json!({ "type": "socket", "data": { "addr": socket, "server": false } });
-    given
-        .ask("chardev-add", &json!({ "id": id, "backend": backend }), None)
-        .inspect_err(|_| given.undo("closefd", &json!({ "fdname": SOCKET_NAME })))?;
+    let chardev = json!({ "id": id, "backend": backend });
     let monitor = json!({ "qom-type": "monitor-qmp", "id": id, "chardev": id, "close-action": "delete" });
-    given
-        .ask("object-add", &monitor, None)
-        .inspect_err(|_| given.undo("chardev-remove", &json!({ "id": id })))?;
+    if let Err(failure) = given.ask("chardev-add", &chardev, None) {
+        return Err(given.undo(failure, &[("closefd", json!({ "fdname": SOCKET_NAME }))]));
+    }
+    if let Err(failure) = given.ask("object-add", &monitor, None) {
+        return Err(given.undo(failure, &[("chardev-remove", json!({ "id": id }))]));
+    }
     Greeted::on(OwnedFd::from(ours).into(), Instant::now() + timeout, timeout).map_err(|e| {
-        given.undo("object-del", &json!({ "id": id }));
-        given.undo("chardev-remove", &json!({ "id": id }));
-        Failure::Refused(match e {
+        let failure = Failure::Refused(match e {
             NotConnected::NoGreeting(after) => format!("no greeting on it within {after:?}"),
             NotConnected::NotQmp(what) => format!("no QMP on it: {what}"),
             e => e.to_string(),
-        })
+        });
+        let id = json!({ "id": id });
+        given.undo(failure, &[("object-del", id.clone()), ("chardev-remove", id)])
     })
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Lost(error)
+    }
 }
 
 impl Greeted {
@@ -160,20 +175,17 @@ impl Greeted {
         // In one message: QEMU keeps only the descriptors of the last one that it has read.
         let descriptors: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&descriptors)];
-        let rights = if descriptors.is_empty() {
-            &[][..]
-        } else {
-            &rights[..]
-        };
+        let rights = &rights[..descriptors.len()];
         let (socket, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
         let sent = sendmsg::<()>(socket, &[IoSlice::new(&request)], rights, flags, None);
-        if sent.map_err(|e| Failure::Lost(e.into()))? < request.len() {
-            return Err(Failure::Lost(io::ErrorKind::WriteZero.into()));
+        if sent.map_err(io::Error::from)? < request.len() {
+            return Err(io::Error::from(io::ErrorKind::WriteZero).into());
         }
+        let failed = |kind, why| Failure::Lost(io::Error::new(kind, why));
         loop {
             let line = self.lines.next().map_err(|e| {
                 let why = format!("QEMU greets, but does not answer {command}: {e}");
-                Failure::Lost(io::Error::new(e.kind(), why))
+                failed(e.kind(), why)
             })?;
             match line.map(wire::decode) {
                 Some(Message::Reply(Ok(_))) => return Ok(()),
@@ -182,18 +194,28 @@ impl Greeted {
                 Some(Message::Event(_) | Message::BadEvent(_)) => {}
                 Some(other) => {
                     let why = format!("{} in answer to {command}", other.kind());
-                    return Err(Failure::Lost(io::Error::new(io::ErrorKind::InvalidData, why)));
+                    return Err(failed(io::ErrorKind::InvalidData, why));
                 }
                 None => {
-                    let why = format!("QEMU closed the connection over {command}");
-                    return Err(Failure::Lost(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+                    let why = format!("it closed the connection over {command}");
+                    return Err(failed(UnexpectedEof, why));
                 }
             }
         }
     }
 
-    /// Takes back what a command did. It may be gone already.
-    fn undo(&mut self, command: &str, arguments: &Value) {
-        let _ = self.ask(command, arguments, None);
+    /// Takes back what was made before something failed, and gives that failure, or a worse one. It may be gone
+    /// already.
+    fn undo(&mut self, failure: Failure, commands: &[(&str, Value)]) -> Failure {
+        if matches!(failure, Failure::Lost(_)) {
+            return failure;
+        }
+        for (command, arguments) in commands {
+            // A reply that is still to come would be taken for another request's.
+            if let Err(lost @ Failure::Lost(_)) = self.ask(command, arguments, None) {
+                return lost;
+            }
+        }
+        failure
     }
 }
