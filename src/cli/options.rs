@@ -19,6 +19,8 @@ pub struct MountOptions {
     pub umask: u32,
     pub entry_timeout: Duration,
     pub timeout: Duration,
+    /// Which libvirt has the domain, where that is not the one to be expected.
+    pub uri: Option<String>,
     pub reconnect: bool,
     pub readahead: bool,
     /// Whether a request may be sent before the one before it was answered.
@@ -41,6 +43,7 @@ impl Default for MountOptions {
             umask: 0,
             entry_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
+            uri: None,
             reconnect: false,
             readahead: true,
             pipelining: true,
@@ -75,6 +78,7 @@ impl MountOptions {
             match name {
                 "fsname" => self.fsname = Some(value.to_owned()),
                 "subtype" => self.subtype = value.to_owned(),
+                "uri" => self.uri = Some(value.to_owned()),
                 "uid" => self.uid = Some(number(10)?),
                 "gid" => self.gid = Some(number(10)?),
                 "umask" => match number(8)? {

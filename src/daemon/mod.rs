@@ -34,8 +34,9 @@ use crate::qom::{Identity, Qom};
 use crate::text::printable;
 use caches::KernelCaches;
 use machine::Machine;
+use machine::finder::Finder;
 use mount::Options;
-use shutdown::{End, spawn, try_threads, wait_for_end, watch_machine};
+use shutdown::{End, spawn, try_threads, wait_for_end, watch_found, watch_machine};
 use signals::{Inherited, end_at_once, watch_signals};
 use watchdog::Watchdog;
 
@@ -62,6 +63,8 @@ pub enum Error {
     System { what: &'static str, source: io::Error },
     #[error(transparent)]
     Start(#[from] machine::StartError),
+    #[error(transparent)]
+    Name(#[from] machine::names::NameError),
     /// The QEMU that we started ended by itself, and has said why.
     #[error("QEMU ended before it could be mounted, with exit status {0}")]
     Ended(u8),
@@ -126,12 +129,14 @@ pub fn run(config: Config) -> Result<u8, Error> {
     if owns_machine {
         watch()?;
     }
-    let (tree, machine) = connect(&config, inherited, notices, &ended, settings(&config, &point))?;
+    let settings = settings(&config, &point);
+    let (tree, machine, finder) = connect(&config, inherited, notices, &ended, settings)?;
     if !owns_machine {
         watch()?;
         connecting.store(false, Ordering::Relaxed);
     }
     let monitor = tree.qom().monitor();
+    let reconnect = config.mount.reconnect && monitor.reconnects();
     let cannot_mount = |source| Error::Mount {
         point: shown.clone(),
         source,
@@ -142,13 +147,14 @@ pub fn run(config: Config) -> Result<u8, Error> {
         }
     };
     let handling = {
-        let (tree, ends) = (tree.clone(), ends.clone());
-        move || handle_notices(&tree, &heard, &ends)
+        let (tree, ends, finder) = (tree.clone(), ends.clone(), finder.clone());
+        move || handle_notices(&tree, &heard, &ends, reconnect, finder.as_deref())
     };
     let (device, mounted) = spawn("notices", &ends, handling)
-        .and_then(|()| match &machine {
-            Some(machine) => watch_machine(machine, &tree, &ends),
-            None => Ok(()),
+        .and_then(|()| match (&machine, &finder) {
+            (Some(machine), _) => watch_machine(machine, &tree, &ends),
+            (None, Some(finder)) => watch_found(finder, reconnect, &tree, &ends),
+            (None, None) => Ok(()),
         })
         .map_err(system("cannot start a thread"))
         .and_then(|()| mount::mount(&point, &mount_options(&config)).map_err(cannot_mount))
@@ -223,6 +229,9 @@ fn settings(config: &Config, point: &Path) -> Settings {
     }
 }
 
+/// What there is once a machine is connected: that machine if we started it, and what found it if it has a name.
+type Connected = (Arc<Tree>, Option<Machine>, Option<Arc<Finder>>);
+
 /// Connects to the machine that is wanted, starting it if need be.
 fn connect(
     config: &Config,
@@ -230,8 +239,14 @@ fn connect(
     notices: Sender<Notice>,
     ended: &Receiver<End>,
     settings: Settings,
-) -> Result<(Arc<Tree>, Option<Machine>), Error> {
+) -> Result<Connected, Error> {
+    let mount = &config.mount;
+    let mut finder = None;
     let (address, machine) = match &config.machine {
+        Wanted::Named(name) => {
+            let found = Finder::new(name.clone(), mount.uri.clone(), mount.reconnect)?;
+            (Address::Located(finder.insert(Arc::new(found)).clone()), None)
+        }
         Wanted::At(address) => {
             let absolute = address.clone().absolute();
             let what = "working directory";
@@ -242,9 +257,12 @@ fn connect(
             (Address::Fd(monitor.into_raw_fd()), Some(machine))
         }
     };
-    let mount = &config.mount;
-    match Monitor::connect(address, mount.timeout, mount.pipelining, mount.reconnect, notices) {
-        Ok(monitor) => Ok((Tree::new(Qom::new(monitor), settings), machine)),
+    let reconnect = mount.reconnect || finder.as_ref().is_some_and(|finder| finder.is_libvirts());
+    match Monitor::connect(address, mount.timeout, mount.pipelining, reconnect, notices) {
+        Ok(monitor) => {
+            finder.iter().for_each(|finder| finder.connected());
+            Ok((Tree::new(Qom::new(monitor), settings), machine, finder))
+        }
         Err(e) => {
             let ended = machine.as_ref().and_then(Machine::wait_a_moment);
             machine.iter().for_each(|machine| _ = machine.kill());
@@ -332,9 +350,14 @@ fn start_session(
 }
 
 /// Handles what happens to the monitor, until it is lost for good.
-fn handle_notices(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
+fn handle_notices(
+    tree: &Tree,
+    notices: &Receiver<Notice>,
+    ends: &Sender<End>,
+    reconnect: bool,
+    finder: Option<&Finder>,
+) {
     let monitor = tree.qom().monitor();
-    let reconnect = monitor.reconnects();
     let mut machine: Option<Identity> = None;
     let mut unknown = reconnect;
     loop {
@@ -346,19 +369,24 @@ fn handle_notices(tree: &Tree, notices: &Receiver<Notice>, ends: &Sender<End>) {
         }
         // A QEMU that does not say which machine it is may only be busy.
         let patience = if unknown { ASK_AGAIN } else { Duration::MAX };
+        let is_there = || finder.is_some_and(Finder::outlives_connection);
         match notices.recv_timeout(patience) {
-            Ok(Notice::Lost(why)) if reconnect && !matches!(*why, Closed::Internal(_)) => {
+            Ok(Notice::Lost(why)) if !matches!(*why, Closed::Internal(_)) && (reconnect || is_there()) => {
                 unknown = false;
                 // Nothing is told of a machine that is gone.
                 tree.invalidate_all();
-                warn!("{why}; waiting for it to come back");
+                match is_there() {
+                    true => warn!("libvirt has closed the connection ({why}); connecting again"),
+                    false => warn!("{why}; waiting for it to come back"),
+                }
             }
             Ok(Notice::Lost(why)) => {
                 let _ = ends.send(End::Lost(why));
                 return;
             }
             Ok(Notice::Back) => {
-                unknown = true;
+                finder.iter().for_each(|finder| finder.connected());
+                unknown = reconnect;
                 tree.invalidate_all();
                 info!("connected again: {}", monitor.greeting());
             }

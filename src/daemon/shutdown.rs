@@ -12,6 +12,7 @@ use log::{error, info, warn};
 use parking_lot::Mutex;
 
 use crate::daemon::machine::Machine;
+use crate::daemon::machine::finder::Finder;
 use crate::fs::Tree;
 use crate::qmp::{Closed, Monitor};
 use crate::text::printable;
@@ -86,6 +87,30 @@ pub(crate) fn watch_machine(machine: &Machine, tree: &Arc<Tree>, ends: &Sender<E
                 return warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
             }
             thread::sleep(POLL_INTERVAL);
+        }
+    })
+}
+
+/// Notices the end of a machine that was found by its name, whatever holds its monitor open.
+///
+/// # Errors
+/// When no thread can be started.
+pub(crate) fn watch_found(
+    finder: &Arc<Finder>,
+    reconnect: bool,
+    tree: &Arc<Tree>,
+    ends: &Sender<End>,
+) -> io::Result<()> {
+    let (finder, tree, lost) = (finder.clone(), tree.clone(), ends.clone());
+    spawn("machine", ends, move || {
+        loop {
+            finder.wait_for_end();
+            if !reconnect {
+                let _ = lost.send(End::Lost(Arc::new(Closed::Eof)));
+                return;
+            }
+            tree.qom().monitor().current().hang_up();
+            finder.wait_for_next();
         }
     })
 }

@@ -8,9 +8,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::locate::Locate;
+use super::rooted;
 
 /// The longest path that a socket's address has room for, in bytes.
 const LONGEST_PATH: usize = 107;
@@ -26,6 +30,8 @@ pub enum Address {
     Tcp { host: String, port: u16 },
     /// A connected socket that we inherited: `fd:N`.
     Fd(RawFd),
+    /// A machine that is looked for first.
+    Located(Arc<dyn Locate>),
 }
 
 /// A text that is no address.
@@ -147,6 +153,7 @@ impl fmt::Display for Address {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Fd(n) => write!(f, "fd:{n}"),
+            Address::Located(machine) => write!(f, "{machine}"),
         }
     }
 }
@@ -168,11 +175,24 @@ impl Address {
         !matches!(self, Address::Fd(_))
     }
 
+    /// How long connecting may take where a request may take `timeout`.
+    pub(super) fn limit(&self, timeout: Duration) -> Duration {
+        match self {
+            Address::Located(machine) => machine.limit(timeout),
+            _ => timeout,
+        }
+    }
+
+    /// Whether the last connection leads to the very process of the one before it.
+    pub(super) fn is_same_machine(&self) -> bool {
+        matches!(self, Address::Located(machine) if machine.is_same_machine())
+    }
+
     /// Connects, in blocking mode.
     ///
     /// # Errors
     /// `TimedOut` after `deadline`, which a monitor with a full backlog reaches too.
-    pub(super) fn connect(&self, deadline: Instant) -> io::Result<Socket> {
+    pub fn connect(&self, deadline: Instant) -> io::Result<Socket> {
         match self {
             Address::Unix(path) => connect_path(path, deadline),
             Address::Abstract(name) => {
@@ -181,28 +201,39 @@ impl Address {
             }
             Address::Tcp { host, port } => connect_tcp(host, *port, deadline),
             Address::Fd(n) => inherit(*n),
+            Address::Located(machine) => machine.connect(deadline),
         }
     }
 }
 
-/// Connects to a socket whose path may be longer than a socket's address: then it is opened, and reached by
-/// the descriptor.
+/// Connects to a socket whose path may be longer than a socket's address, or lead into another mount namespace:
+/// then it is opened, and reached by the descriptor.
 fn connect_path(path: &Path, deadline: Instant) -> io::Result<Socket> {
     let length = path.as_os_str().len();
-    if length <= LONGEST_PATH {
-        return connect_unix(&SockAddr::unix(path)?, deadline);
-    }
-    let held = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH)
-        .open(path)?;
-    let short = format!("/proc/self/fd/{}", held.as_raw_fd());
-    connect_unix(&SockAddr::unix(short)?, deadline).map_err(|e| match e.kind() {
+    let held: OwnedFd = match rooted::split(path) {
+        Some((root, inside)) => rooted::open_inside(&root, &inside)?,
+        None if length <= LONGEST_PATH => return connect_unix(&SockAddr::unix(path)?, deadline),
+        None => OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(path)?
+            .into(),
+    };
+    connect_held(&held, deadline).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => io::Error::other(format!(
             "a path of {length} bytes, longer than {LONGEST_PATH}, can only be reached where /proc is mounted"
         )),
         _ => e,
     })
+}
+
+/// Connects to a socket that was opened with O_PATH, wherever its file is now.
+///
+/// # Errors
+/// As connect(2); `TimedOut` after `deadline`; `NotFound` without /proc.
+pub fn connect_held(held: &OwnedFd, deadline: Instant) -> io::Result<Socket> {
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    connect_unix(&SockAddr::unix(path)?, deadline)
 }
 
 fn connect_unix(address: &SockAddr, deadline: Instant) -> io::Result<Socket> {

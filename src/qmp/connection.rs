@@ -84,7 +84,7 @@ impl Connection {
         pipelining: bool,
         listener: Arc<dyn Listener>,
     ) -> Result<Connection, ConnectError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + address.limit(timeout);
         let name = address.to_string();
         let socket = address.connect(deadline).map_err(|e| match e.kind() {
             io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => ConnectError::Crowded {

@@ -163,15 +163,21 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn send(&self, request: &[u8], only_on: Option<u64>) -> Result<Pending, Error> {
-        let (connection, number) = self.connection();
-        if only_on.is_some_and(|only| only != number) {
-            return Err(Error::Reconnected);
+        let until = Instant::now() + self.inner.timeout;
+        loop {
+            let (connection, number) = self.connection();
+            if only_on.is_some_and(|only| only != number) {
+                return Err(Error::Reconnected);
+            }
+            let was_open = connection.closed().is_none();
+            match connection.send(request) {
+                // It went while this request waited for its turn.
+                Err(Error::Closed(_)) if self.inner.reconnect && was_open && Instant::now() < until => {}
+                // What another request's connection was given up for says nothing of this one.
+                Err(Error::Closed(why)) if self.inner.reconnect => return Err(Error::Unsent(why)),
+                outcome => return outcome,
+            }
         }
-        connection.send(request).map_err(|e| match e {
-            // What another request's connection was given up for says nothing of this one.
-            Error::Closed(why) if self.inner.reconnect => Error::Unsent(why),
-            e => e,
-        })
     }
 
     /// Sends a request only if QEMU is there and ready to take it.
@@ -278,7 +284,8 @@ impl Inner {
             match attempt {
                 Ok(connection) => {
                     current.connection = Arc::new(connection);
-                    current.number += 1;
+                    // What was opened on this very machine may still be written to.
+                    current.number += u64::from(!self.address.is_same_machine());
                 }
                 Err(e) => debug!("{e}"),
             }

@@ -1,6 +1,10 @@
 //! A QEMU of our own: started with a monitor that nobody else has.
 
 pub mod discover;
+pub mod finder;
+mod libvirt;
+pub mod names;
+mod namespace;
 mod pidfd;
 
 use std::ffi::OsString;

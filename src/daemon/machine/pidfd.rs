@@ -38,6 +38,11 @@ impl Process {
         }
     }
 
+    /// Its number, which may be another one's once it has ended.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
     /// Waits for the end of the process, at most for `limit`; true when it has ended.
     pub fn ends_within(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
