@@ -1,16 +1,13 @@
 //! The man page and the completions of the shells are made from the definition of the command line. They are kept in the
 //! repository, for packages; `QOM_FUSE_REGENERATE=1 cargo test --test generated` writes them anew.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
-use common::sh;
-use common::sh::quote;
+use harness::{quote, sh};
 
 fn here(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)

@@ -1,20 +1,13 @@
 //! The tests of the tests: each part of the harness does what the others rely on.
 
-mod common;
-
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::child::{get_xattr, in_child, lstat, read_link, write_flags};
-use common::mount::Launch;
-use common::server::Splitter;
-use common::sh::{quote, sh_start};
-use common::*;
+use harness::server::Splitter;
+use harness::*;
 use serde_json::{Value, json};
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The message of the panic that `work` must end in.
 #[track_caller]
@@ -52,77 +45,58 @@ fn explain(which: Which) {
     }
 }
 
-#[test]
-fn an_old_qemu_tells_its_tree() {
-    explain(Which::Old);
-}
+each_qemu!(a_qemu_tells_its_tree, explain);
 
-#[test]
-fn a_new_qemu_tells_its_tree() {
-    explain(Which::New);
-}
+each_qemu!(qemu_takes_commands_and_sends_events, |which| {
+    let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=usb"]);
+    let truth = qemu.truth();
+    qemu.set("/machine", "graphics", json!(false));
+    assert_eq!(truth.get("/machine", "graphics"), Ok(json!(false)));
+    let refused = truth
+        .set("/machine", "graphics", json!("maybe"))
+        .expect_err("not a boolean");
+    assert!(
+        refused.desc.starts_with("Invalid parameter type for 'graphics'"),
+        "{refused:?}"
+    );
 
-#[test]
-fn qemu_takes_commands_and_sends_events() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=usb"]);
-        let truth = qemu.truth();
-        truth
-            .set("/machine", "graphics", json!(false))
-            .expect("set a boolean");
-        assert_eq!(truth.get("/machine", "graphics"), Ok(json!(false)));
-        let refused = truth
-            .set("/machine", "graphics", json!("maybe"))
-            .expect_err("not a boolean");
-        assert!(
-            refused.desc.starts_with("Invalid parameter type for 'graphics'"),
-            "{refused:?}"
-        );
+    truth.device_add(json!({ "driver": "usb-tablet", "bus": "usb.0", "id": "tablet" }));
+    assert!(truth.try_list("/machine/peripheral/tablet").is_ok());
+    truth.device_del("tablet");
+    let deleted = truth.wait_event("DEVICE_DELETED", 5 * SECOND);
+    assert_eq!(deleted["data"]["device"], "tablet", "{deleted}");
+    assert!(panic_of(|| drop(truth.wait_event("NEVER", SECOND / 10))).contains("NEVER"));
+});
 
-        truth.device_add(json!({ "driver": "usb-tablet", "bus": "usb.0", "id": "tablet" }));
-        assert!(truth.try_list("/machine/peripheral/tablet").is_ok());
-        truth.device_del("tablet");
-        let deleted = truth.wait_event("DEVICE_DELETED", 5 * SECOND);
-        assert_eq!(deleted["data"]["device"], "tablet", "{deleted}");
-        assert!(panic_of(|| drop(truth.wait_event("NEVER", SECOND / 10))).contains("NEVER"));
-    }
-}
+each_qemu!(qemu_stops_goes_on_and_dies, |which| {
+    let qemu = Qemu::start(which, "none", &[]);
+    let dir = qemu.dir().to_owned();
+    qemu.stop();
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| qemu.truth().list("/"));
+        std::thread::sleep(SECOND / 5);
+        assert!(!answer.is_finished(), "a stopped QEMU answered");
+        qemu.cont();
+        assert!(!answer.join().expect("an answer after all").is_empty());
+    });
+    qemu.stop();
+    qemu.kill();
+    assert!(!Path::new(&format!("/proc/{}", qemu.pid())).exists());
+    assert!(panic_of(|| qemu.stop()).contains("has ended"));
+    drop(qemu);
+    assert!(!dir.exists());
 
-#[test]
-fn qemu_stops_goes_on_and_dies() {
-    for which in Which::ALL {
-        let qemu = Qemu::start(which, "none", &[]);
-        let dir = qemu.dir().to_owned();
-        qemu.stop();
-        std::thread::scope(|scope| {
-            let answer = scope.spawn(|| qemu.truth().list("/"));
-            std::thread::sleep(SECOND / 5);
-            assert!(!answer.is_finished(), "a stopped QEMU answered");
-            qemu.cont();
-            assert!(!answer.join().expect("an answer after all").is_empty());
-        });
-        qemu.stop();
-        qemu.kill();
-        assert!(!Path::new(&format!("/proc/{}", qemu.pid())).exists());
-        assert!(panic_of(|| qemu.stop()).contains("has ended"));
-        drop(qemu);
-        assert!(!dir.exists());
+    let qemu = Qemu::start(which, "none", &[]);
+    qemu.truth().execute("quit", Value::Null).expect("quit");
+    assert!(qemu.wait_exit(10 * SECOND).success());
+});
 
-        let qemu = Qemu::start(which, "none", &[]);
-        qemu.truth().execute("quit", Value::Null).expect("quit");
-        assert!(qemu.wait_exit(10 * SECOND).success());
-    }
-}
-
-#[test]
-fn a_qemu_that_cannot_start_says_why() {
-    for which in Which::ALL {
-        let error = Qemu::try_start(which, "bogus", &[])
-            .err()
-            .expect("no such machine");
-        assert!(error.contains("unsupported machine type"), "{error}");
-    }
-}
+each_qemu!(a_qemu_that_cannot_start_says_why, |which| {
+    let error = Qemu::try_start(which, "bogus", &[])
+        .err()
+        .expect("no such machine");
+    assert!(error.contains("unsupported machine type"), "{error}");
+});
 
 #[test]
 fn a_relay_counts_and_delays() {
@@ -361,14 +335,8 @@ fn files_are_accessed_in_children() {
     assert_eq!(read_link(dir.path().join("link")), Ok(b"file".to_vec()));
     assert!(get_xattr(&file, "user.none").is_err());
 
-    let waits = || in_child("wait for ever", SECOND / 5, |_| wait_for_ever());
+    let waits = || Child::start("wait for ever").ask(&[Step::pause(SECOND * 1000)], SECOND / 5);
     assert!(panic_of(|| drop(waits())).starts_with("HUNG: wait for ever"));
-}
-
-fn wait_for_ever() -> Result<(), i32> {
-    // SAFETY: a plain system call.
-    unsafe { libc::pause() };
-    Ok(())
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::{fs, io};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::truth::{Object, join};
-use crate::common::{Qemu, Relay, Which};
+use harness::truth::{Object, join};
+use harness::{Qemu, Relay, Which};
 
 /// The property that is read again and again: the request for it is as short as they come, so
 /// QEMU takes the least time over it, and what the mount adds weighs most.

@@ -1,9 +1,6 @@
 //! How fast the program is beside a client that does the least that QEMU lets anyone do: what
 //! `scripts/bench` runs. It starts its QEMUs itself, and writes a table and a chart.
 
-#[path = "../../tests/common/mod.rs"]
-mod common;
-
 mod chart;
 mod machine;
 mod measure;
@@ -17,7 +14,7 @@ use std::{fs, io};
 
 use clap::Parser;
 
-use common::Which;
+use harness::Which;
 use report::Report;
 use rows::{Effort, large, small};
 

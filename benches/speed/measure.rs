@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use std::{env, hint};
 
-use crate::common::Mount;
+use harness::Mount;
 
 /// Beyond the default `entry_timeout`: nothing learned before is relied on after that.
 pub const EXPIRY: Duration = Duration::from_millis(1100);

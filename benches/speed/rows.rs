@@ -1,9 +1,9 @@
 //! What is measured on each machine, and what it must reach.
 
-use crate::common::{Relay, Which};
 use crate::machine::{Count, Machine, Requests};
 use crate::measure::{cold_mount, drop_inodes, find, grep, median, read_again, resident};
 use crate::results::{Limit, Row, Table, Times};
+use harness::{Relay, Which};
 
 /// How often the one property is read.
 const TIMES: usize = 1000;

@@ -1,0 +1,8 @@
+//! Errors, bad monitors, and the connection that goes and comes back.
+
+mod errors;
+mod late_replies;
+mod libvirt;
+mod one_at_a_time;
+mod protocol;
+mod reconnect;

@@ -1,0 +1,11 @@
+//! How a mount is started, and by whom.
+
+mod access;
+mod inheritance;
+mod list;
+mod log;
+mod mount8;
+mod ordinary_user;
+mod session;
+mod start;
+mod unit_file;

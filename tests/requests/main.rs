@@ -1,0 +1,7 @@
+//! What is asked of QEMU, and when.
+
+mod evaluations;
+mod fallback;
+mod one_reply;
+mod overlap;
+mod requests;
