@@ -375,9 +375,12 @@ fn handle_notices(
                 unknown = false;
                 // Nothing is told of a machine that is gone.
                 tree.invalidate_all();
-                match is_there() {
-                    true => warn!("libvirt has closed the connection ({why}); connecting again"),
-                    false => warn!("{why}; waiting for it to come back"),
+                match &*why {
+                    Closed::Ours => {}
+                    _ if is_there() => {
+                        warn!("libvirt has closed the connection ({why}); connecting again");
+                    }
+                    _ => warn!("{why}; waiting for it to come back"),
                 }
             }
             Ok(Notice::Lost(why)) => {

@@ -110,6 +110,7 @@ pub(crate) fn watch_found(
                 return;
             }
             tree.qom().monitor().current().hang_up();
+            warn!("QEMU has ended; waiting for it to come back");
             finder.wait_for_next();
         }
     })

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use socket2::Socket;
 
 use super::discover::{Machine, MonitorAt, machines};
-use super::libvirt::{Listening, Proxy};
+use super::libvirt::Proxy;
 use super::names::{self, By, NameError};
 use super::pidfd::Process;
 use crate::qmp::{Address, Locate};
@@ -63,7 +63,7 @@ struct State {
     is_same: bool,
     /// libvirt lends the monitor out.
     is_lent: bool,
-    proxy: Option<(Proxy, Listening)>,
+    proxy: Option<Proxy>,
     /// The last connection over the proxy came about wholly.
     proxy_works: bool,
     /// The machine of another host is no longer there.
@@ -223,8 +223,8 @@ impl State {
     fn reuse_proxy(&mut self, deadline: Instant) -> Option<Socket> {
         let runs = self.process_runs();
         let is_worth_it = mem::take(&mut self.proxy_works) && runs != Some(false);
-        let (proxy, at) = self.proxy.as_mut().filter(|_| is_worth_it)?;
-        let socket = proxy.connect(at, deadline).ok()?;
+        let proxy = self.proxy.as_mut().filter(|_| is_worth_it)?;
+        let socket = proxy.connect(deadline).ok()?;
         self.is_same = runs == Some(true);
         Some(socket)
     }
@@ -256,9 +256,8 @@ impl Locate for Finder {
                         false => e,
                     }
                 });
-                let (mut proxy, at) = started?;
-                let socket = proxy.connect(&at, deadline)?;
-                state.proxy = Some((proxy, at));
+                let (proxy, socket) = started?;
+                state.proxy = Some(proxy);
                 socket
             }
         };

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -35,56 +36,59 @@ pub struct Proxy {
     child: Child,
     /// What it prints.
     output: File,
+    /// Where it listens once it does: opened under a name that is gone since, so that nobody else sees it, and nothing
+    /// of it stays.
+    socket: Option<OwnedFd>,
     /// Which libvirt it asks.
     libvirt: String,
 }
 
-/// Where a proxy listens, under no name: whoever can make one sees nothing of it, and nothing of it stays.
-#[derive(Debug)]
-pub struct Listening(OwnedFd);
-
 impl Proxy {
-    /// Starts one for the domain of this name, UUID or id.
+    /// Starts one for the domain of this name, UUID or id, and connects to it.
     ///
     /// # Errors
     /// What libvirt says, or what is missing.
-    pub fn start(domain: &str, uri: &str, deadline: Instant) -> io::Result<(Proxy, Listening)> {
+    pub fn start(domain: &str, uri: &str, deadline: Instant) -> io::Result<(Proxy, Socket)> {
         let folder = Folder::new()?;
         let path = folder.0.join("s");
         let output = File::from(memfd_create(c"proxy", MFdFlags::MFD_CLOEXEC)?);
         let mut proxy = Proxy {
             child: command(domain, uri, &path, &output)?.spawn()?,
             output,
+            socket: None,
             libvirt: format!("libvirt ({})", printable(uri)),
         };
         loop {
             proxy.check(deadline)?;
-            let opened = OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_PATH)
-                .open(&path);
-            match opened.map(OwnedFd::from) {
-                Ok(socket) => {
-                    let listening = Listening(socket);
-                    match connect_held(&listening.0, deadline) {
-                        Ok(_) => return Ok((proxy, listening)),
-                        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
-                        Err(e) => return Err(e),
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
+            match proxy.open(&path).and_then(|()| proxy.connect(deadline)) {
+                // It has not made it yet, or does not listen there yet.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) => {}
+                outcome => return outcome.map(|socket| (proxy, socket)),
             }
             thread::sleep(POLL_INTERVAL);
         }
+    }
+
+    fn open(&mut self, path: &Path) -> io::Result<()> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(path)?;
+        self.socket = Some(opened.into());
+        Ok(())
     }
 
     /// Connects, and waits until it begins to speak: it first asks libvirt for the version of its QEMU.
     ///
     /// # Errors
     /// Why it does not.
-    pub fn connect(&mut self, at: &Listening, deadline: Instant) -> io::Result<Socket> {
-        let socket = connect_held(&at.0, deadline)?;
+    pub fn connect(&mut self, deadline: Instant) -> io::Result<Socket> {
+        let held = self.socket.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let socket = connect_held(held, deadline)?;
         let interval = PollTimeout::try_from(POLL_INTERVAL).unwrap_or(PollTimeout::ZERO);
         loop {
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -93,8 +97,7 @@ impl Proxy {
             }
             self.check(deadline)?;
         }
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        match socket.peek(&mut byte)? {
+        match socket.peek(&mut [MaybeUninit::uninit()])? {
             0 => Err(self.failure()),
             _ => Ok(socket),
         }
