@@ -19,6 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
 use std::time::Duration;
 
 use fuser::{Session, SessionACL};
@@ -45,6 +46,9 @@ const LAST_REPLIES: Duration = Duration::from_secs(1);
 
 /// When a QEMU that does not say which machine it is gets asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// When a QEMU has ended whose guest has shut down, unless it stays.
+const END_OF_QEMU: Duration = Duration::from_secs(1);
 
 /// Why no mount came about. The text names what was wrong.
 #[derive(Debug, thiserror::Error)]
@@ -393,7 +397,12 @@ fn handle_notices(
                 tree.invalidate_all();
                 info!("connected again: {}", monitor.greeting());
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            // libvirt's proxy does not notice the end of a domain: a new connection shows whether it is one.
+            Ok(Notice::Shutdown) if finder.is_some_and(Finder::is_unwatched) => {
+                thread::sleep(END_OF_QEMU);
+                monitor.current().hang_up();
+            }
+            Ok(Notice::Shutdown) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }

@@ -33,6 +33,8 @@ pub enum Notice {
     Lost(Arc<Closed>),
     /// Connected again, perhaps to another QEMU.
     Back,
+    /// The guest has shut down: QEMU may end.
+    Shutdown,
 }
 
 /// The monitor at one address, connected or not.
@@ -72,6 +74,9 @@ struct EventSink {
 
 impl Listener for EventSink {
     fn event(&self, event: Event) {
+        if event.name == "SHUTDOWN" {
+            let _ = self.notices.send(Notice::Shutdown);
+        }
         if let Some(on_event) = self.on_event.get() {
             on_event(&event);
         }

@@ -305,4 +305,40 @@ while data := os.read(0, 65536): far.sendall(data)
     host.destroy();
     host.run("cat mnt/machine/type").fails();
     host.is_clean(SOON);
+
+    // A guest that shuts down says so: a QEMU that ends then is noticed without an access.
+    host.libvirt.start_domain(&host.domain, Which::New);
+    host.run(&format!("qom-fuse -o uri='{uri}' libvirt:$web mnt"))
+        .ok();
+    let quit = "virsh -c qemu:///session qemu-monitor-command $web '{\"execute\": \"quit\"}'";
+    let noticed = thread::scope(|scope| {
+        scope.spawn(|| host.run(quit));
+        wait_until(SOON, || host.session.info().is_none())
+    });
+    assert!(noticed, "its end is not noticed");
+    host.is_clean(SOON);
+}
+
+#[test]
+fn from_fstab() {
+    assert!(is_root(), "needs root, to mount as the system does");
+    let host = Host::start(Which::New);
+    let script = format!(
+        "set -e; mkdir sbin; cp {} sbin/qom-fuse; mount --bind sbin /usr/local/sbin
+         umount --all --lazy --types fuse.qom-fuse || true
+         uri=qemu+unix:///session?socket={}/run/libvirt/libvirt-sock
+         echo \"libvirt:{} $PWD/mnt fuse.qom-fuse ro,nofail,_netdev,uri=$uri 0 0\" > fstab
+         mount --fstab fstab $PWD/mnt
+         findmnt -rn -o SOURCE,FSTYPE mnt
+         cat mnt/machine/type
+         umount mnt",
+        quote(qom_fuse()),
+        host.libvirt.dir().display(),
+        host.domain
+    );
+    fs::write(host.session.dir().join("script"), script).expect("write a script");
+    let out = host.session.run("exec unshare --mount bash script");
+    let source = format!("libvirt:{} fuse.qom-fuse", host.domain);
+    assert_eq!(out.ok().lines()[0], source, "{out}");
+    host.session.wait_ended(SOON);
 }

@@ -176,6 +176,12 @@ impl Finder {
         state.is_lent && !is_gone
     }
 
+    /// Whether only libvirt knows of its end: its process is of another host, or was not seen.
+    pub fn is_unwatched(&self) -> bool {
+        let state = self.state.lock();
+        state.is_lent && state.process.is_none()
+    }
+
     /// Whether libvirt lends the monitor out.
     pub fn is_libvirts(&self) -> bool {
         self.state.lock().is_lent

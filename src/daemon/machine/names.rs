@@ -21,7 +21,8 @@ pub enum By {
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
     #[error(
-        "no QEMU with a QMP monitor is called {}, and there is no file of that name{}\n{}",
+        "no QEMU with a QMP monitor is called {}, and as a socket: No such file or directory (is QEMU running, and was \
+         it started with -qmp unix:PATH,server=on,wait=off?){}\n{}",
         word(.name),
         Others(.others),
         Table(.all)
@@ -204,7 +205,7 @@ mod tests {
         assert!(error.contains("by process id: 16)"), "{error}");
         let error = found("none\u{1b}").unwrap_err().to_string();
         assert!(
-            error.contains(r"called 'none\u{1b}', and there is no file of that name"),
+            error.contains(r"called 'none\u{1b}', and as a socket: No such file"),
             "{error}"
         );
         assert_eq!(error.lines().count(), 1 + 1 + machines.len(), "{error}");
