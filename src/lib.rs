@@ -4,11 +4,13 @@
 //! requests), `fs` (the filesystem without FUSE), `qom` (objects, properties, values) and `qmp` (one monitor
 //! connection). They are private, so that the compiler finds what nobody uses.
 
+mod budget;
 mod cli;
 mod daemon;
 mod fs;
 mod fuse;
 mod limits;
+mod process;
 mod qmp;
 mod qom;
 mod text;
@@ -17,17 +19,18 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub use cli::command;
+use cli::list::{Table, suggested};
 use cli::{Task, UsageError};
-use daemon::machine::discover::{self, Table};
-use daemon::{logging, memory};
+use daemon::logging;
+use daemon::machine::discover::{Machine, machines};
 
 /// Does what the command line says; returns the exit status of the process.
 pub fn main() -> ExitCode {
-    memory::use_one_heap();
+    process::use_one_heap();
     let config = match cli::parse(std::env::args_os(), |name| std::env::var(name).ok()) {
         Ok(Task::Mount(config)) => *config,
         Ok(Task::List) => {
-            let written = writeln!(std::io::stdout(), "{}", Table(&discover::machines()));
+            let written = writeln!(std::io::stdout(), "{}", Table(&machines()));
             return ExitCode::from(u8::from(written.is_err()));
         }
         Err(UsageError::Clap(e)) => {
@@ -35,7 +38,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::from(e.use_stderr()));
         }
         Err(e @ UsageError::NoSocket) => {
-            eprintln!("qom-fuse: {e}\n{}", suggestion(&discover::machines()));
+            eprintln!("qom-fuse: {e}\n{}", suggestion(&machines()));
             return ExitCode::FAILURE;
         }
         Err(e) => {
@@ -44,21 +47,19 @@ pub fn main() -> ExitCode {
         }
     };
     logging::start(config.log_level);
-    match daemon::run(config) {
-        Ok(status) => ExitCode::from(status),
-        // QEMU has spoken for itself.
-        Err(daemon::Error::Ended(status)) => ExitCode::from(status),
-        Err(e) => {
-            eprintln!("qom-fuse: {e}");
-            ExitCode::from(e.status())
+    let status = daemon::run(config).unwrap_or_else(|daemon::Error { message, status }| {
+        if let Some(message) = message {
+            eprintln!("qom-fuse: {message}");
         }
-    }
+        status
+    });
+    ExitCode::from(status)
 }
 
 /// The machines that there are, and the command for the first of them.
-fn suggestion(machines: &[discover::Machine]) -> String {
+fn suggestion(machines: &[Machine]) -> String {
     let table = Table(machines).to_string();
-    match discover::suggested(machines) {
+    match suggested(machines) {
         Some(address) => format!("{table}\nTry: qom-fuse {address} MOUNTPOINT"),
         None => table,
     }

@@ -13,10 +13,9 @@ pub const WORDS_BYTES: usize = 1 << 20;
 pub const DECODING_BYTES: usize = 64 << 20;
 /// How long a reply waits for others, which only have to be decoded. Then it is refused.
 pub const DECODING_WAIT: Duration = Duration::from_secs(5);
-/// How long those replies may be together that nobody waits for yet, in bytes.
-pub const REPLIES_AHEAD_BYTES: usize = 16 << 20;
-/// How long each of them may be, in bytes.
-pub const REPLY_AHEAD_BYTES: usize = 2 << 20;
+/// What replies that nobody has come to yet may take beside those, in bytes, counted alike. What does not fit is
+/// asked for again.
+pub const REPLIES_AHEAD_BYTES: usize = 32 << 20;
 /// Requests for listings ahead of all walks together, and as many for single values.
 pub const REQUESTS_AHEAD: usize = 32;
 /// Values that came ahead, in bytes. What does not fit is asked for one by one.
@@ -85,9 +84,8 @@ mod tests {
             format!("take at most {} MiB together", mib(DECODING_BYTES)),
             format!("refused with ENOMEM after {} s", DECODING_WAIT.as_secs()),
             format!(
-                "at most {}, of at most {} MiB each and {} MiB together",
+                "at most {}, and take at most {} MiB more",
                 2 * REQUESTS_AHEAD,
-                mib(REPLY_AHEAD_BYTES),
                 mib(REPLIES_AHEAD_BYTES)
             ),
             format!(

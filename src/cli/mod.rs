@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod list;
 mod options;
 
 use std::ffi::OsString;
@@ -94,7 +95,9 @@ pub struct Config {
     pub machine: Wanted,
     /// The address as it was given, or the program's name: what mount(8) shows as the source.
     pub source: String,
+    /// As it was given.
     pub mount_point: PathBuf,
+    /// Always so with a QEMU of our own, which keeps the terminal.
     pub foreground: bool,
     pub log_file: Option<PathBuf>,
     pub log_level: LevelFilter,
@@ -198,6 +201,7 @@ pub fn parse(
         ),
         None => None,
     };
+    let foreground = arguments.foreground || !arguments.command.is_empty();
     let (machine, source) = if arguments.command.is_empty() {
         let source = match (positional, arguments.socket) {
             (Some(one), Some(two)) => return Err(UsageError::TwoSockets(one, two)),
@@ -227,7 +231,7 @@ pub fn parse(
         machine,
         source,
         mount_point,
-        foreground: arguments.foreground,
+        foreground,
         log_file: arguments.log_file,
         log_level: match arguments.verbose {
             0 => LevelFilter::Warn,
@@ -242,6 +246,7 @@ pub fn parse(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::Settings;
     use std::time::Duration;
 
     fn parse_line(line: &str, environment: &[(&str, &str)]) -> Result<Config, UsageError> {
@@ -313,15 +318,18 @@ mod tests {
                    -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining";
         let mount = parse_line(all, &[]).unwrap().mount;
         let want = MountOptions {
-            read_only: true,
+            fs: Settings {
+                read_only: true,
+                uid: 5,
+                umask: 0o27,
+                entry_timeout: Duration::from_millis(500),
+                readahead: false,
+                ..Settings::default()
+            },
             allow_other: true,
-            uid: Some(5),
-            umask: 0o27,
-            entry_timeout: Duration::from_millis(500),
             timeout: Duration::from_secs(2),
             fsname: Some("a,b".into()),
             reconnect: true,
-            readahead: false,
             pipelining: false,
             ..MountOptions::default()
         };

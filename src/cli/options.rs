@@ -3,26 +3,26 @@
 use std::time::Duration;
 
 use super::UsageError;
+use crate::fs::Settings;
 
-/// What `-o` says.
+/// How to mount, which `-o` says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MountOptions {
-    pub read_only: bool,
+    /// How the files are shown.
+    pub fs: Settings,
     pub allow_other: bool,
     pub allow_root: bool,
     /// None: when others are let in.
     pub default_permissions: Option<bool>,
+    /// The source that mount(8) shows. None: the address as it was given.
     pub fsname: Option<String>,
+    /// What mount(8) shows as type, after `fuse.`.
     pub subtype: String,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    pub umask: u32,
-    pub entry_timeout: Duration,
+    /// For each request to QEMU, and for connecting.
     pub timeout: Duration,
     /// Which libvirt has the domain, where that is not the one to be expected.
     pub uri: Option<String>,
     pub reconnect: bool,
-    pub readahead: bool,
     /// Whether a request may be sent before the one before it was answered.
     pub pipelining: bool,
     pub no_exec: bool,
@@ -32,20 +32,15 @@ pub struct MountOptions {
 impl Default for MountOptions {
     fn default() -> Self {
         MountOptions {
-            read_only: false,
+            fs: Settings::default(),
             allow_other: false,
             allow_root: false,
             default_permissions: None,
             fsname: None,
             subtype: "qom-fuse".into(),
-            uid: None,
-            gid: None,
-            umask: 0,
-            entry_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             uri: None,
             reconnect: false,
-            readahead: true,
             pipelining: true,
             no_exec: false,
             no_atime: false,
@@ -79,14 +74,14 @@ impl MountOptions {
                 "fsname" => self.fsname = Some(value.to_owned()),
                 "subtype" => self.subtype = value.to_owned(),
                 "uri" => self.uri = Some(value.to_owned()),
-                "uid" => self.uid = Some(number(10)?),
-                "gid" => self.gid = Some(number(10)?),
+                "uid" => self.fs.uid = number(10)?,
+                "gid" => self.fs.gid = number(10)?,
                 "umask" => match number(8)? {
-                    umask if umask <= 0o777 => self.umask = umask,
+                    umask if umask <= 0o777 => self.fs.umask = umask,
                     _ => return Err(bad("at most 777")),
                 },
                 "entry_timeout" => {
-                    self.entry_timeout = seconds(value).ok_or_else(|| bad("not a number of seconds"))?
+                    self.fs.entry_timeout = seconds(value).ok_or_else(|| bad("not a number of seconds"))?
                 }
                 "timeout" => {
                     self.timeout = seconds(value)
@@ -99,14 +94,14 @@ impl MountOptions {
             return Ok(());
         }
         match word {
-            "ro" => self.read_only = true,
-            "rw" => self.read_only = false,
+            "ro" => self.fs.read_only = true,
+            "rw" => self.fs.read_only = false,
             "allow_other" => self.allow_other = true,
             "allow_root" => self.allow_root = true,
             "default_permissions" => self.default_permissions = Some(true),
             "no_default_permissions" => self.default_permissions = Some(false),
             "reconnect" => self.reconnect = true,
-            "no_readahead" => self.readahead = false,
+            "no_readahead" => self.fs.readahead = false,
             "no_pipelining" => self.pipelining = false,
             "noexec" => self.no_exec = true,
             "exec" => self.no_exec = false,
@@ -124,11 +119,20 @@ impl MountOptions {
         Ok(())
     }
 
+    /// Whether others than the mounting user are let in, as far as modes and `allow_root` let them.
+    pub fn lets_others_in(&self) -> bool {
+        self.allow_other || self.allow_root
+    }
+
     /// Whether the kernel judges by owner and mode: always when others are let in, unless the
     /// user says otherwise.
     pub fn kernel_judges(&self) -> bool {
-        self.default_permissions
-            .unwrap_or(self.allow_other || self.allow_root)
+        self.default_permissions.unwrap_or(self.lets_others_in())
+    }
+
+    /// The type of the filesystem, as mount(2) and mount(8) have it.
+    pub fn fs_type(&self) -> String {
+        format!("fuse.{}", self.subtype)
     }
 }
 

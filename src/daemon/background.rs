@@ -2,25 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{OwnedFd, RawFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::process::{Command, exit};
+use std::os::fd::OwnedFd;
+use std::process::exit;
 
-use log::warn;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, pipe, setsid};
-
-use crate::cli::SOCKET_VARIABLES;
-
-/// Keeps from a program that we start where our machine's monitor is.
-pub fn hide_monitor(command: &mut Command) -> &mut Command {
-    SOCKET_VARIABLES
-        .iter()
-        .fold(command, |command, name| command.env_remove(name))
-}
 
 /// Tells the process that the shell waits for that the mount answers.
 pub struct Readiness {
@@ -83,39 +70,4 @@ pub(crate) fn release_stdio() -> io::Result<()> {
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&null)?;
     Ok(())
-}
-
-/// Tells a service manager that the mount answers, if one started us and wants to know: the
-/// protocol of sd_notify(3).
-pub fn notify_service_manager() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let address = match path.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(b"READY=1\n", &address?));
-    if let Err(e) = sent {
-        warn!("cannot tell the service manager: {e}");
-    }
-}
-
-/// Closes every descriptor from `first` on but `own`, which nothing here may use any more: what was inherited
-/// must not be kept open.
-pub fn close_all_but(first: u32, own: RawFd) {
-    // SAFETY: plain system calls.
-    let close_range =
-        |first: u32, last: u32| unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 };
-    let own = own as u32;
-    if (first >= own || close_range(first, own - 1)) && close_range(own + 1, u32::MAX) {
-        return;
-    }
-    // Before Linux 5.9. No limit is so large that more are in use.
-    // SAFETY: as above.
-    let most = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) }.clamp(1024, 65536) as u32;
-    for other in (first..most).filter(|other| *other != own) {
-        // SAFETY: as above.
-        unsafe { libc::close(other as RawFd) };
-    }
 }

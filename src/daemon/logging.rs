@@ -4,12 +4,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use env_filter::{Builder, Filter};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
@@ -20,17 +20,18 @@ use crate::limits::{LOG_BURST, LOG_PER_SECOND};
 /// A line is cut at this many bytes, so that a pipe takes all of it or nothing.
 const MAX_LINE: usize = libc::PIPE_BUF;
 
-static LOGGER: OnceLock<Logger> = OnceLock::new();
+static STATE: Mutex<State> = Mutex::new(State::new());
 
 struct Logger {
-    filter: env_logger::Logger,
-    state: Mutex<State>,
+    filter: Filter,
 }
 
 struct State {
     output: Output,
+    /// How many more lines may come at once.
     allowance: f64,
-    last: Instant,
+    /// When the last line came.
+    last: Option<Instant>,
     /// Lines that came too fast.
     suppressed: u64,
     /// Lines that the output did not take.
@@ -47,24 +48,19 @@ enum Output {
 
 /// Starts the log at `level` (`RUST_LOG` overrides it), to stderr.
 pub fn start(level: LevelFilter) {
-    let mut filter = env_logger::Builder::new();
+    let mut filter = Builder::new();
     filter.filter_level(LevelFilter::Error);
-    match std::env::var_os("RUST_LOG") {
+    match std::env::var("RUST_LOG") {
         // Beside a level for this module, a bare one would say nothing of it.
-        Some(text) if !text.is_empty() => filter.parse_default_env(),
+        Ok(text) if !text.is_empty() => filter.parse(&text),
         // fuser calls it an error that the caller of a request was gone when its reply came.
         _ => filter
             .filter_module("fuser", LevelFilter::Off)
             .filter_module("qom_fuse", level),
     };
     let filter = filter.build();
-    let most = filter.filter();
-    let logger = LOGGER.get_or_init(|| Logger {
-        filter,
-        state: Mutex::new(State::new(Output::Stderr)),
-    });
-    if log::set_logger(logger).is_ok() {
-        log::set_max_level(most);
+    log::set_max_level(filter.filter());
+    if log::set_boxed_logger(Box::new(Logger { filter })).is_ok() {
         // In the background nobody sees stderr.
         std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
     }
@@ -85,7 +81,7 @@ pub fn to_file(path: &Path) -> io::Result<()> {
         Some(libc::ENXIO) => io::Error::new(e.kind(), "nobody reads this pipe"),
         _ => e,
     })?;
-    set(Output::File(file));
+    STATE.lock().output = Output::File(file);
     Ok(())
 }
 
@@ -94,22 +90,16 @@ pub fn to_syslog() {
     if let Ok(socket) = UnixDatagram::unbound()
         && socket.set_nonblocking(true).is_ok()
     {
-        set(Output::Syslog(socket));
-    }
-}
-
-fn set(output: Output) {
-    if let Some(logger) = LOGGER.get() {
-        logger.state.lock().output = output;
+        STATE.lock().output = Output::Syslog(socket);
     }
 }
 
 impl State {
-    fn new(output: Output) -> State {
+    const fn new() -> State {
         State {
-            output,
+            output: Output::Stderr,
             allowance: LOG_BURST,
-            last: Instant::now(),
+            last: None,
             suppressed: 0,
             lost: 0,
             cut: false,
@@ -118,9 +108,9 @@ impl State {
 
     /// Whether one more line may be written now.
     fn allow(&mut self, now: Instant) -> bool {
-        let since: Duration = now.saturating_duration_since(self.last);
-        self.last = now;
-        self.allowance = (self.allowance + since.as_secs_f64() * LOG_PER_SECOND).min(LOG_BURST);
+        let last = self.last.replace(now).unwrap_or(now);
+        let since = now.saturating_duration_since(last).as_secs_f64();
+        self.allowance = (self.allowance + since * LOG_PER_SECOND).min(LOG_BURST);
         if self.allowance < 1.0 {
             self.suppressed += 1;
             return false;
@@ -133,13 +123,11 @@ impl State {
     fn write(&mut self, level: Level, text: &str) {
         if self.lost > 0 {
             let lost = format!("{} lines were lost: the log did not take them", self.lost);
-            if self.put(Level::Warn, &lost).is_err() {
-                self.lost += 1;
-                return;
+            if self.put(Level::Warn, &lost).is_ok() {
+                self.lost = 0;
             }
-            self.lost = 0;
         }
-        if self.put(level, text).is_err() {
+        if self.lost > 0 || self.put(level, text).is_err() {
             self.lost += 1;
         }
     }
@@ -148,23 +136,22 @@ impl State {
     fn put(&mut self, level: Level, text: &str) -> io::Result<()> {
         let severity = level.as_str().to_ascii_lowercase();
         let start = if self.cut { "\n" } else { "" };
-        let written = match &mut self.output {
+        let (line, taken) = match &mut self.output {
             Output::Syslog(syslog) => return send(syslog, level, text),
             Output::Stderr => {
                 let line = line(&format!("{start}qom-fuse: {severity}: {text}"));
-                write_stderr(&line).map(|n| (n, line.len()))
+                (line.len(), write_stderr(&line)?)
             }
             Output::File(file) => {
-                let line = line(&format!("{start}{} {severity}: {text}", humantime()));
-                file.write(&line).map(|n| (n, line.len()))
+                let line = line(&format!("{start}{} {severity}: {text}", seconds()));
+                (line.len(), file.write(&line)?)
             }
         };
-        let (taken, whole) = written?;
-        self.cut = taken < whole;
-        if self.cut {
-            return Err(ErrorKind::WriteZero.into());
+        self.cut = taken < line;
+        match self.cut {
+            true => Err(ErrorKind::WriteZero.into()),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -182,20 +169,19 @@ fn line(text: &str) -> Vec<u8> {
 fn write_stderr(line: &[u8]) -> io::Result<usize> {
     const PATH: &str = "/proc/self/fd/2";
     let mut stderr = io::stderr();
-    let kind = fs::metadata(PATH).map(|m| m.file_type());
-    if kind.as_ref().is_ok_and(|kind| kind.is_file()) {
-        return stderr.write(line);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    match SockRef::from(&stderr).send_with_flags(line, flags) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => {}
+        sent => return sent,
     }
-    if kind.as_ref().is_ok_and(|kind| kind.is_socket()) {
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        return SockRef::from(&stderr).send_with_flags(line, flags);
+    if !fs::metadata(PATH).is_ok_and(|stderr| stderr.is_file()) {
+        let mut again = OpenOptions::new();
+        again.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        if let Ok(mut file) = again.open(PATH) {
+            return file.write(line);
+        }
     }
-    let mut again = OpenOptions::new();
-    again.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    if let Ok(mut file) = again.open(PATH) {
-        return file.write(line);
-    }
-    // Somebody else may fill it up just now, but no other way is left.
+    // A file never waits. What cannot be opened again somebody else may fill up just now, but no other way is left.
     let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     match poll(&mut fds, PollTimeout::ZERO)? {
         0 => Err(ErrorKind::WouldBlock.into()),
@@ -217,10 +203,8 @@ fn send(socket: &UnixDatagram, level: Level, text: &str) -> io::Result<()> {
 }
 
 /// Seconds since 1970, with milliseconds.
-fn humantime() -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+fn seconds() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}.{:03}", now.as_secs(), now.subsec_millis())
 }
 
@@ -234,7 +218,7 @@ impl Log for Logger {
             return;
         }
         let text = record.args().to_string(); // not under the lock: what panics here logs too
-        let mut state = self.state.lock();
+        let mut state = STATE.lock();
         if matches!(record.level(), Level::Warn | Level::Info) {
             if !state.allow(Instant::now()) {
                 return;
@@ -253,12 +237,12 @@ impl Log for Logger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn a_flood_is_cut() {
         let start = Instant::now();
-        let mut state = State::new(Output::Stderr);
-        state.last = start;
+        let mut state = State::new();
         let passed = (0..10_000).filter(|_| state.allow(start)).count();
         assert_eq!(passed, LOG_BURST as usize);
         assert_eq!(state.suppressed, 10_000 - LOG_BURST as u64);

@@ -4,7 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use nix::sys::signal::{
@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::register_conditional_shutdown;
 use signal_hook::iterator::Signals;
 
-use crate::daemon::shutdown::{End, spawn};
+use crate::daemon::events::{Event, spawn};
 
 /// What whoever started us has handed on, for a QEMU that we start. We rely on other things ourselves:
 /// children that can be waited for, and signals that arrive.
@@ -61,24 +61,37 @@ fn ending() -> impl Iterator<Item = i32> {
 ///
 /// # Errors
 /// When they cannot be handled.
-pub(crate) fn watch_signals(ends: Sender<End>) -> io::Result<()> {
+pub(super) fn watch_signals(events: &Sender<Event>) -> io::Result<()> {
     let mut signals = Signals::new(ending())?;
-    spawn("signals", &ends.clone(), move || {
+    let sender = events.clone();
+    spawn("signals", events, move || {
         for signal in &mut signals {
-            let _ = ends.send(End::Signal(signal));
+            let _ = sender.send(Event::Signal(signal));
         }
     })
 }
 
-/// Has these signals end the process while there is no mount yet. The kernel does that by itself, but not
-/// for the first process of a container.
-///
-/// # Errors
-/// When they cannot be handled.
-pub(crate) fn end_at_once(while_true: &Arc<AtomicBool>) -> io::Result<()> {
-    ending().try_for_each(|signal| {
-        register_conditional_shutdown(signal, 128 + signal, while_true.clone()).map(drop)
-    })
+/// These signals end the process at once until this is dropped.
+pub(super) struct EndAtOnce(Arc<AtomicBool>);
+
+impl EndAtOnce {
+    /// Begins. The kernel does that by itself, but not for the first process of a container.
+    ///
+    /// # Errors
+    /// When they cannot be handled.
+    pub fn begin() -> io::Result<EndAtOnce> {
+        let active = Arc::new(AtomicBool::new(true));
+        for signal in ending() {
+            register_conditional_shutdown(signal, 128 + signal, active.clone())?;
+        }
+        Ok(EndAtOnce(active))
+    }
+}
+
+impl Drop for EndAtOnce {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 fn is_ignored(signal: i32) -> bool {

@@ -7,8 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::exit;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::{error, info, warn};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -19,8 +18,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, setsid};
 
-use crate::daemon::background::{close_all_but, pipe_cloexec, release_stdio};
+use crate::daemon::background::{pipe_cloexec, release_stdio};
 use crate::daemon::mount::mounted::Mounted;
+use crate::daemon::wait_until;
+use crate::process::close_all_but;
 
 /// How long the watchdog may take to unmount while we wait for it.
 const TAKEOVER: Duration = Duration::from_secs(5);
@@ -76,16 +77,11 @@ impl Watchdog {
     pub fn unmount(&mut self, mounted: &Mounted) -> io::Result<()> {
         mounted.unmount().or_else(|e| {
             self.pipe = None;
-            let until = Instant::now() + TAKEOVER;
-            let running = || waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
-            while running() && Instant::now() < until {
-                thread::sleep(POLL_INTERVAL);
-            }
+            let running = Ok(WaitStatus::StillAlive);
+            let has_ended = || waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) != running;
+            wait_until(TAKEOVER, POLL_INTERVAL, has_ended);
             match mounted.is_there() {
-                true => Err(io::Error::new(
-                    e.kind(),
-                    format!("{}: {e}", mounted.point.display()),
-                )),
+                true => Err(io::Error::other(format!("{}: {e}", mounted.point.display()))),
                 false => Ok(()),
             }
         })

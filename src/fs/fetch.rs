@@ -13,8 +13,7 @@ use crate::fs::prefetch::batch::Batch;
 use crate::fs::prefetch::lookahead::{NEAR_END, Plan};
 use crate::fs::prefetch::walk::{Mode, Opened, WINDOW};
 use crate::limits::LISTING_BYTES;
-use crate::qmp::Charge;
-use crate::qom::{self, Path, PendingReply, Property, Reason, Request, Valued};
+use crate::qom::{self, Charge, Path, PendingReply, Property, Reason, Request, Valued};
 
 /// A listing that takes less may go beyond that, by half of it.
 const SMALL_LISTING: usize = 1 << 20;

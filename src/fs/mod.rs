@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::{getgid, getuid};
 use parking_lot::Mutex;
 
-use crate::qmp::Event;
 pub use crate::qom::Kind;
 use crate::qom::{Path, Qom};
 
@@ -37,10 +37,11 @@ use prefetch::ahead::Ahead;
 use prefetch::walks::Walks;
 
 /// How a mount behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// How long a listing is served after it was asked for.
     pub entry_timeout: Duration,
+    /// The owner that files show.
     pub uid: u32,
     pub gid: u32,
     /// Permission bits that are taken away.
@@ -50,6 +51,20 @@ pub struct Settings {
     pub mount_point: PathBuf,
     /// Whether requests may be sent before the kernel asks.
     pub readahead: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            entry_timeout: Duration::from_secs(1),
+            uid: getuid().as_raw(),
+            gid: getgid().as_raw(),
+            umask: 0,
+            read_only: false,
+            mount_point: PathBuf::new(),
+            readahead: true,
+        }
+    }
 }
 
 /// What the kernel must be told of its own caches.
@@ -94,9 +109,9 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// A tree that follows what the monitor of `qom` announces.
+    /// An empty tree: QEMU is asked when somebody looks.
     pub fn new(qom: Qom, settings: Settings) -> Arc<Tree> {
-        let tree = Arc::new_cyclic(|this| Tree {
+        Arc::new_cyclic(|this| Tree {
             this: this.clone(),
             qom,
             started: SystemTime::now(),
@@ -112,20 +127,7 @@ impl Tree {
             ahead: Ahead::new(settings.entry_timeout),
             max_value: AtomicUsize::new(usize::MAX),
             settings,
-        });
-        let weak = Arc::downgrade(&tree);
-        tree.qom.monitor().on_event(Box::new(move |event| {
-            if let (Some(tree), Some(path)) = (weak.upgrade(), deleted_device(event)) {
-                tree.device_deleted(&path);
-            }
-        }));
-        let weak = Arc::downgrade(&tree);
-        tree.qom.monitor().on_renewal(Box::new(move || {
-            if let Some(tree) = weak.upgrade() {
-                tree.invalidate_all();
-            }
-        }));
-        tree
+        })
     }
 
     /// Says whom to tell of changes; before that, nobody is told.
@@ -210,7 +212,7 @@ impl Tree {
         self.ahead.forget_old();
         self.listings.forget_old();
         self.entries.forget_unused();
-        crate::daemon::memory::give_back();
+        crate::process::give_memory_back();
     }
 
     /// The object that a directory shows.
@@ -284,7 +286,10 @@ impl Tree {
     }
 
     /// QEMU says that the device at this path was unplugged. Values fetched ahead may be its own.
-    fn device_deleted(&self, path: &Path) {
+    pub fn device_deleted(&self, path: &str) {
+        let Some(path) = Path::parse(path) else {
+            return;
+        };
         self.ahead.note_write();
         let mut at = ROOT;
         for name in path.names() {
@@ -303,11 +308,4 @@ impl Tree {
         self.ahead.clear();
         *self.descriptions.lock() = Descriptions::default();
     }
-}
-
-fn deleted_device(event: &Event) -> Option<Path> {
-    if event.name != "DEVICE_DELETED" {
-        return None;
-    }
-    Path::parse(event.path.as_deref()?)
 }

@@ -3,6 +3,7 @@
 mod busy_poll;
 mod directory;
 mod dispatch;
+pub mod notify;
 mod ops;
 pub mod pool;
 mod reply;

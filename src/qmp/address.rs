@@ -1,23 +1,35 @@
 //! Where a monitor is: what a user types, and what was given to QEMU's `-qmp`.
 
 use std::fmt;
-use std::fs::OpenOptions;
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use socket2::{Domain, SockAddr, Socket, Type};
+use std::time::Duration;
 
 use super::locate::Locate;
-use super::rooted;
+use super::options::Options;
 
-/// The longest path that a socket's address has room for, in bytes.
-const LONGEST_PATH: usize = 107;
+/// The options that may follow an address in QEMU's `-qmp` and `-chardev`.
+const OPTIONS: [&str; 16] = [
+    "server",
+    "wait",
+    "nowait",
+    "reconnect",
+    "reconnect-ms",
+    "nodelay",
+    "ipv4",
+    "ipv6",
+    "to",
+    "abstract",
+    "tight",
+    "telnet",
+    "websocket",
+    "keep-alive",
+    "mptcp",
+    "id",
+];
 
 /// The address of a QMP monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +66,8 @@ impl FromStr for Address {
             text: text.to_owned(),
             why,
         };
-        let (rest, options) = split_options(text);
+        let options = Options::behind_address(text, &OPTIONS);
+        let rest = options.first.as_str();
         if let Some(n) = rest.strip_prefix("fd:") {
             return match n.parse() {
                 Ok(n) if n >= 0 => Ok(Address::Fd(n)),
@@ -66,10 +79,7 @@ impl FromStr for Address {
             if path.is_empty() {
                 return Err(bad("the path is missing"));
             }
-            if options
-                .iter()
-                .any(|o| matches!(o.as_str(), "abstract" | "abstract=on"))
-            {
+            if options.is_on("abstract") {
                 return Ok(Address::Abstract(path.to_owned()));
             }
             return Ok(Address::Unix(path.into()));
@@ -83,7 +93,7 @@ impl FromStr for Address {
         if rest.contains('/') || !rest.contains(':') {
             return Ok(Address::Unix(rest.into()));
         }
-        parse_tcp(&rest).map_err(bad)
+        parse_tcp(rest).map_err(bad)
     }
 }
 
@@ -105,44 +115,6 @@ fn parse_tcp(text: &str) -> Result<Address, &'static str> {
         host: host.to_owned(),
         port,
     })
-}
-
-/// Splits off `,option[=value]`s. A comma of the path itself is doubled, as QEMU has it; a
-/// single one that no known option follows belongs to the path too.
-fn split_options(text: &str) -> (String, Vec<String>) {
-    const KNOWN: [&str; 16] = [
-        "server",
-        "wait",
-        "nowait",
-        "reconnect",
-        "reconnect-ms",
-        "nodelay",
-        "ipv4",
-        "ipv6",
-        "to",
-        "abstract",
-        "tight",
-        "telnet",
-        "websocket",
-        "keep-alive",
-        "mptcp",
-        "id",
-    ];
-    const MARK: char = '\0';
-    let marked = text.replace(",,", "\0");
-    let mut parts = marked.split(',');
-    let mut address = parts.next().unwrap_or_default().to_owned();
-    let mut options = Vec::new();
-    for part in parts {
-        let name = part.split('=').next().unwrap_or_default();
-        if KNOWN.contains(&name) {
-            options.push(part.to_owned());
-        } else {
-            address.push(',');
-            address.push_str(part);
-        }
-    }
-    (address.replace(MARK, ","), options)
 }
 
 impl fmt::Display for Address {
@@ -187,110 +159,6 @@ impl Address {
     pub(super) fn is_same_machine(&self) -> bool {
         matches!(self, Address::Located(machine) if machine.is_same_machine())
     }
-
-    /// Connects, in blocking mode.
-    ///
-    /// # Errors
-    /// `TimedOut` after `deadline`, which a monitor with a full backlog reaches too.
-    pub fn connect(&self, deadline: Instant) -> io::Result<Socket> {
-        match self {
-            Address::Unix(path) => connect_path(path, deadline),
-            Address::Abstract(name) => {
-                // A leading NUL is what marks an abstract name.
-                connect_unix(&SockAddr::unix(format!("\0{name}"))?, deadline)
-            }
-            Address::Tcp { host, port } => connect_tcp(host, *port, deadline),
-            Address::Fd(n) => inherit(*n),
-            Address::Located(machine) => machine.connect(deadline),
-        }
-    }
-}
-
-/// Connects to a socket whose path may be longer than a socket's address, or lead into another mount namespace:
-/// then it is opened, and reached by the descriptor.
-fn connect_path(path: &Path, deadline: Instant) -> io::Result<Socket> {
-    let length = path.as_os_str().len();
-    let held: OwnedFd = match rooted::split(path) {
-        Some((root, inside)) => rooted::open_inside(&root, &inside)?,
-        None if length <= LONGEST_PATH => return connect_unix(&SockAddr::unix(path)?, deadline),
-        None => OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH)
-            .open(path)?
-            .into(),
-    };
-    connect_held(&held, deadline).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => io::Error::other(format!(
-            "a path of {length} bytes, longer than {LONGEST_PATH}, can only be reached where /proc is mounted"
-        )),
-        _ => e,
-    })
-}
-
-/// Connects to a socket that was opened with O_PATH, wherever its file is now.
-///
-/// # Errors
-/// As connect(2); `TimedOut` after `deadline`; `NotFound` without /proc.
-pub fn connect_held(held: &OwnedFd, deadline: Instant) -> io::Result<Socket> {
-    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-    connect_unix(&SockAddr::unix(path)?, deadline)
-}
-
-fn connect_unix(address: &SockAddr, deadline: Instant) -> io::Result<Socket> {
-    loop {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        match socket.connect(address) {
-            Ok(()) => {
-                socket.set_nonblocking(false)?;
-                return Ok(socket);
-            }
-            // The backlog is full: clients queue for a monitor that is held by another.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if Instant::now() >= deadline {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<Socket> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in (host, port).to_socket_addrs()? {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream.into());
-            }
-            Err(e) => last = e,
-        }
-    }
-    Err(last)
-}
-
-/// Takes over an inherited socket, so that nothing that we start inherits it further.
-fn inherit(n: RawFd) -> io::Result<Socket> {
-    // SAFETY: fcntl with F_GETFD reads a flag of a descriptor number, open or not.
-    if unsafe { libc::fcntl(n, libc::F_GETFD) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is open (checked above) and outlives this borrow.
-    let copy: OwnedFd = unsafe { BorrowedFd::borrow_raw(n) }.try_clone_to_owned()?;
-    let socket = Socket::from(copy);
-    socket.r#type()?; // fails for what is no socket
-    socket.set_nonblocking(false)?;
-    if n > 2 {
-        // SAFETY: the user gave this descriptor to us alone; nothing else here knows its number.
-        drop(unsafe { OwnedFd::from_raw_fd(n) });
-    }
-    Ok(socket)
 }
 
 #[cfg(test)]
@@ -364,12 +232,5 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-    }
-
-    #[test]
-    fn inherited_descriptor_must_be_a_socket() {
-        assert!(inherit(9999).is_err());
-        let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(inherit(std::os::fd::AsRawFd::as_raw_fd(&file)).is_err());
     }
 }

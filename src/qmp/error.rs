@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::address::Address;
 use crate::text::printable;
 
 /// Why a request got no result.
@@ -25,10 +26,10 @@ pub enum Error {
     /// The request was never sent: the peer would break off.
     #[error("too long for libvirt: {0} bytes, at most {1}; this request was not sent")]
     TooLong(usize, usize),
-    /// The connection is gone; nothing can be sent.
+    /// The connection ended before the reply came.
     #[error("not connected to QEMU: {0}")]
     Closed(Arc<Closed>),
-    /// The same, of a request that was made after the connection was gone, and never sent.
+    /// The request was never sent: the connection has ended.
     #[error("not connected to QEMU: {0}")]
     Unsent(Arc<Closed>),
     /// The request was never sent: it is about what an earlier connection had.
@@ -81,32 +82,50 @@ impl From<io::Error> for Closed {
     }
 }
 
-/// Why no connection came about. The text names the address.
+/// Why no connection came about.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("cannot connect to {address}: {source}{}", hint(source))]
-    Io { address: String, source: io::Error },
+pub enum NotConnected {
+    #[error("{}{}", .0, hint(.0))]
+    Io(#[from] io::Error),
     #[error(
-        "{address}: no QMP greeting within {after:?}: another client holds this monitor (a QMP \
-         socket serves one client at a time). End that client, or give QEMU a second monitor: \
-         -qmp unix:/path/to/second.sock,server=on,wait=off"
+        "no QMP greeting within {0:?}: another client holds this monitor (a QMP socket serves one client at a \
+         time). End that client, or give QEMU a second monitor: -qmp unix:/path/to/second.sock,server=on,wait=off"
     )]
-    NoGreeting { address: String, after: Duration },
+    NoGreeting(Duration),
     #[error(
-        "{address}: no connection within {after:?}: others wait for it already: another client holds this \
-         monitor (a QMP socket serves one client at a time), or QEMU is stopped (state T in ps)"
+        "no connection within {0:?}: others wait for it already: another client holds this monitor (a QMP socket \
+         serves one client at a time), or QEMU is stopped (state T in ps)"
     )]
-    Crowded { address: String, after: Duration },
+    Crowded(Duration),
+    /// The number of the process.
     #[error(
-        "{address}: QEMU (process {pid}) is stopped and answers nothing: let it go on (kill -CONT {pid}), or \
-         let its debugger do so"
+        "QEMU (process {0}) is stopped and answers nothing: let it go on (kill -CONT {0}), or let its debugger \
+         do so"
     )]
-    Stopped { address: String, pid: i32 },
+    Stopped(i32),
     #[error(
-        "{address}: connected, but this is no QMP monitor: {what}. Give the socket of -qmp (or of \
-         -mon …,mode=control), not that of a human monitor, serial port or guest agent"
+        "connected, but this is no QMP monitor: {}. Give the socket of -qmp (or of -mon …,mode=control), not that \
+         of a human monitor, serial port or guest agent",
+        printable(.0)
     )]
-    NotQmp { address: String, what: String },
+    NotQmp(String),
+}
+
+/// The same, with the address.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{address}: {why}", if matches!(why, NotConnected::Io(_)) { "cannot connect to " } else { "" })]
+pub struct ConnectError {
+    address: String,
+    why: NotConnected,
+}
+
+impl ConnectError {
+    pub fn new(address: &Address, why: NotConnected) -> ConnectError {
+        ConnectError {
+            address: address.to_string(),
+            why,
+        }
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {

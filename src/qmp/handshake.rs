@@ -1,6 +1,6 @@
 //! The first words of a connection.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,32 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use socket2::Socket;
 
-use super::error::ConnectError;
+use super::error::NotConnected;
 use super::lines::LineReader;
 use super::wire::{self, Greeting, Message};
-use crate::text::printable;
 
 /// The reading side of the socket, under a deadline until the handshake is done.
 pub(super) struct Incoming {
-    pub(super) socket: Arc<Socket>,
-    pub(super) deadline: Option<Instant>,
+    socket: Arc<Socket>,
+    deadline: Option<Instant>,
+}
+
+impl Incoming {
+    pub fn new(socket: Arc<Socket>, deadline: Instant) -> Incoming {
+        Incoming {
+            socket,
+            deadline: Some(deadline),
+        }
+    }
+
+    /// Reads without a deadline from now on.
+    ///
+    /// # Errors
+    /// When the socket failed.
+    pub fn lift_deadline(&mut self) -> io::Result<()> {
+        self.deadline = None;
+        self.socket.set_read_timeout(None)
+    }
 }
 
 impl Read for Incoming {
@@ -46,94 +63,108 @@ pub(super) struct Peer {
     pub(super) one_at_a_time: bool,
 }
 
+/// What is waited for.
+enum State {
+    Greeting,
+    /// The reply to `qmp_capabilities`.
+    Capabilities(Greeting),
+    /// The reply to `query-version`, from libvirt's proxy: it greets with the version of the host's QEMU, which need
+    /// not be that of the domain's.
+    Version,
+}
+
 /// Reads the greeting, leaves capability negotiation mode, and asks for what the greeting does not tell.
 ///
 /// # Errors
-/// [`ConnectError`]
-pub(super) fn handshake(
-    socket: &Socket,
-    lines: &mut LineReader<Incoming>,
-    address: &str,
-    timeout: Duration,
-) -> Result<Peer, ConnectError> {
-    let not_qmp = |what: String| ConnectError::NotQmp {
-        address: address.to_owned(),
-        what: printable(&what),
-    };
-    let failed = |e: io::Error| match e.kind() {
-        io::ErrorKind::TimedOut => match stopped_peer(socket) {
-            Some(pid) => ConnectError::Stopped {
-                address: address.to_owned(),
-                pid,
-            },
-            None => ConnectError::NoGreeting {
-                address: address.to_owned(),
-                after: timeout,
-            },
-        },
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => not_qmp(e.to_string()),
-        _ => ConnectError::Io {
-            address: address.to_owned(),
-            source: e,
-        },
-    };
-    let mut message = || match lines.next() {
-        Ok(line) => Ok(line.map(wire::decode)),
-        Err(e) => Err(failed(e)),
-    };
-    let mut greeting = loop {
-        match message()? {
-            Some(Message::Greeting(greeting)) => break greeting,
+/// [`NotConnected`]
+pub(super) fn handshake(lines: &mut LineReader<Incoming>, timeout: Duration) -> Result<Peer, NotConnected> {
+    let socket = lines.source_mut().socket.clone();
+    let ask = |command| (&*socket).write_all(&wire::command(command));
+    let mut state = State::Greeting;
+    loop {
+        let message = match lines.next() {
+            Ok(Some(line)) => wire::decode(line),
+            Ok(None) => return Err(state.closed()),
+            Err(e) => return Err(state.failed(e, &socket, timeout)),
+        };
+        state = match (state, message) {
             // A proxy may have kept them for its next client.
-            Some(Message::Event(_) | Message::BadEvent(_)) => {}
-            Some(other) => return Err(not_qmp(format!("no greeting, but {}", other.kind()))),
-            None => return Err(not_qmp("it closed the connection at once".into())),
+            (state, Message::Event(_) | Message::BadEvent(_)) => state,
+            (State::Greeting, Message::Greeting(greeting)) => {
+                ask("qmp_capabilities")?;
+                State::Capabilities(greeting)
+            }
+            (State::Greeting, other) => {
+                return Err(NotConnected::NotQmp(format!("no greeting, but {}", other.kind())));
+            }
+            (State::Capabilities(greeting), Message::Reply(Ok(_))) if greeting.is_libvirts() => {
+                ask("query-version")?;
+                State::Version
+            }
+            (State::Capabilities(greeting), Message::Reply(Ok(_))) => {
+                return Ok(Peer {
+                    greeting,
+                    one_at_a_time: false,
+                });
+            }
+            (State::Version, Message::Reply(Ok(version))) => {
+                let wrong = |e| NotConnected::NotQmp(format!("query-version: {e}"));
+                return Ok(Peer {
+                    greeting: wire::parse_version(version).map_err(wrong)?,
+                    one_at_a_time: true,
+                });
+            }
+            (state, Message::Reply(Err(e))) => {
+                let command = state.asked().unwrap_or_default();
+                return Err(NotConnected::NotQmp(format!("it refused {command}: {e}")));
+            }
+            (_, other) => return Err(NotConnected::NotQmp(other.kind())),
+        };
+    }
+}
+
+impl State {
+    /// The command that is to be answered.
+    fn asked(&self) -> Option<&'static str> {
+        match self {
+            State::Greeting => None,
+            State::Capabilities(_) => Some("qmp_capabilities"),
+            State::Version => Some("query-version"),
         }
-    };
-    let one_at_a_time = greeting.is_libvirts();
-    let broken = |kind: io::ErrorKind, why: String| ConnectError::Io {
-        address: address.to_owned(),
-        source: io::Error::new(kind, why),
-    };
-    let hangs = || {
-        let why = format!("QEMU greets, but answers nothing within {timeout:?}: it hangs, or is stopped");
-        broken(io::ErrorKind::TimedOut, why)
-    };
-    let left = |command: &str| {
-        let why = match one_at_a_time {
-            true => "libvirt refuses it, or the domain has ended",
-            false => "QEMU has ended",
+    }
+
+    /// What it means that the peer closes the connection.
+    fn closed(&self) -> NotConnected {
+        let Some(command) = self.asked() else {
+            return NotConnected::NotQmp("it closed the connection at once".into());
+        };
+        let why = match self {
+            State::Capabilities(greeting) if !greeting.is_libvirts() => "QEMU has ended",
+            _ => "libvirt refuses it, or the domain has ended",
         };
         let why = format!("it greeted, but closed the connection over {command}: {why}");
-        broken(io::ErrorKind::UnexpectedEof, why)
-    };
-    let mut ask = |command: &str| {
-        let mut ready = socket;
-        io::Write::write_all(&mut ready, &wire::command(command)).map_err(failed)?;
-        loop {
-            let answer = message().map_err(|e| match e {
-                ConnectError::NoGreeting { .. } => hangs(),
-                other => other,
-            });
-            match answer? {
-                Some(Message::Reply(Ok(reply))) => return Ok(reply),
-                Some(Message::Reply(Err(e))) => return Err(not_qmp(format!("it refused {command}: {e}"))),
-                Some(Message::Event(_) | Message::BadEvent(_)) => {}
-                Some(other) => return Err(not_qmp(other.kind())),
-                None => return Err(left(command)),
-            }
-        }
-    };
-    ask("qmp_capabilities")?;
-    if one_at_a_time {
-        // libvirt's proxy greets with the version of the host's QEMU, which need not be that of the domain's.
-        let version = ask("query-version")?;
-        greeting = wire::parse_version(&version).map_err(|e| not_qmp(format!("query-version: {e}")))?;
+        io::Error::new(io::ErrorKind::UnexpectedEof, why).into()
     }
-    Ok(Peer {
-        greeting,
-        one_at_a_time,
-    })
+
+    /// What it means that reading failed.
+    fn failed(&self, error: io::Error, socket: &Socket, timeout: Duration) -> NotConnected {
+        match error.kind() {
+            io::ErrorKind::TimedOut => match (stopped_peer(socket), self) {
+                (Some(pid), _) => NotConnected::Stopped(pid),
+                (None, State::Greeting) => NotConnected::NoGreeting(timeout),
+                (None, _) => {
+                    let why = format!(
+                        "QEMU greets, but answers nothing within {timeout:?}: it hangs, or is stopped"
+                    );
+                    io::Error::new(io::ErrorKind::TimedOut, why).into()
+                }
+            },
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                NotConnected::NotQmp(error.to_string())
+            }
+            _ => error.into(),
+        }
+    }
 }
 
 /// The process that listens at the other end of a Unix socket, if it is stopped, be it by a debugger.
@@ -148,7 +179,6 @@ fn stopped_peer(socket: &Socket) -> Option<i32> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use std::io::Write;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::thread;
@@ -157,7 +187,7 @@ pub(super) mod tests {
         b"{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":0},\"package\":\"\"},\"capabilities\":[]}}\n";
 
     /// A handshake with a peer that says `first`, then `again` without end, up to 20 s.
-    fn flooded(first: &'static [u8], again: &'static [u8], pause: Duration) -> ConnectError {
+    fn flooded(first: &'static [u8], again: &'static [u8], pause: Duration) -> NotConnected {
         let (ours, mut peer) = UnixStream::pair().unwrap();
         let start = Instant::now();
         let flood = thread::spawn(move || {
@@ -169,13 +199,10 @@ pub(super) mod tests {
         });
         let socket = Arc::new(Socket::from(OwnedFd::from(ours)));
         let timeout = Duration::from_millis(300);
-        let mut lines = LineReader::new(Incoming {
-            socket: socket.clone(),
-            deadline: Some(start + timeout),
-        });
-        let outcome = handshake(&socket, &mut lines, "vm.sock", timeout);
+        let mut lines = LineReader::new(Incoming::new(socket, start + timeout));
+        let outcome = handshake(&mut lines, timeout);
         let took = start.elapsed();
-        drop((socket, lines));
+        drop(lines);
         flood.join().unwrap();
         assert!(took >= timeout && took < 20 * timeout, "{took:?}");
         outcome.unwrap_err()

@@ -1,7 +1,6 @@
 //! Lines from a socket, bounded in length.
 
-use std::io::{self, Read};
-use std::ops::Range;
+use std::io::{self, BufRead, BufReader, Read};
 
 use crate::limits::LINE_BYTES;
 
@@ -9,29 +8,20 @@ const CHUNK: usize = 64 << 10;
 
 /// Cuts a byte stream into lines. After a long line the buffer shrinks again.
 pub(super) struct LineReader<R> {
-    source: R,
-    buffer: Vec<u8>,
-    /// Bytes before this were given out.
-    start: usize,
-    /// Bytes before this hold no newline.
-    scanned: usize,
-    /// Bytes before this were read.
-    end: usize,
+    source: BufReader<R>,
+    line: Vec<u8>,
 }
 
 impl<R: Read> LineReader<R> {
     pub(super) fn new(source: R) -> Self {
         LineReader {
-            source,
-            buffer: vec![0; CHUNK],
-            start: 0,
-            scanned: 0,
-            end: 0,
+            source: BufReader::with_capacity(CHUNK, source),
+            line: Vec::new(),
         }
     }
 
     pub(super) fn source_mut(&mut self) -> &mut R {
-        &mut self.source
+        self.source.get_mut()
     }
 
     /// The next line without its `\n` or `\r\n`; `None` at the end of the stream.
@@ -40,59 +30,19 @@ impl<R: Read> LineReader<R> {
     /// `InvalidData` for a line over [`LINE_BYTES`], `UnexpectedEof` for a stream that ends
     /// within a line, else what the source says.
     pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
-        let line = loop {
-            if let Some(line) = self.complete() {
-                break line;
-            }
-            if self.end - self.start > LINE_BYTES {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("a line over {} MiB", LINE_BYTES >> 20),
-                ));
-            }
-            self.make_room();
-            match self.source.read(&mut self.buffer[self.end..]) {
-                Ok(0) if self.end == self.start => return Ok(None),
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => self.end += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        };
-        let line = &self.buffer[line];
-        Ok(Some(line.strip_suffix(b"\r").unwrap_or(line)))
-    }
-
-    fn complete(&mut self) -> Option<Range<usize>> {
-        match self.buffer[self.scanned..self.end]
-            .iter()
-            .position(|b| *b == b'\n')
-        {
-            Some(at) => {
-                let line = self.start..self.scanned + at;
-                self.start = line.end + 1;
-                self.scanned = self.start;
-                Some(line)
-            }
-            None => {
-                self.scanned = self.end;
-                None
-            }
+        self.line.clear();
+        self.line.shrink_to(CHUNK);
+        let mut bounded = (&mut self.source).take(LINE_BYTES as u64 + 1);
+        if bounded.read_until(b'\n', &mut self.line)? == 0 {
+            return Ok(None);
         }
-    }
-
-    /// Moves what is left to the front, and sizes the buffer to it.
-    fn make_room(&mut self) {
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.scanned -= self.start;
-        self.start = 0;
-        if self.end == self.buffer.len() {
-            // Room for the longest line and the newline that it may still have.
-            self.buffer.resize((self.end * 2).min(LINE_BYTES + CHUNK), 0);
-        } else if self.end < CHUNK && self.buffer.len() > CHUNK {
-            self.buffer.truncate(CHUNK);
-            self.buffer.shrink_to_fit();
+        match self.line.strip_suffix(b"\n") {
+            Some(line) => Ok(Some(line.strip_suffix(b"\r").unwrap_or(line))),
+            None if self.line.len() > LINE_BYTES => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a line over {} MiB", LINE_BYTES >> 20),
+            )),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }

@@ -5,23 +5,27 @@
 //! (`connection`) and how a lost monitor is found again ([`Monitor`]).
 
 mod address;
-mod budget;
+pub mod compound;
+mod connect;
 mod connection;
 mod error;
 mod handshake;
 mod lines;
 mod locate;
 mod monitor;
-mod outgoing;
+mod options;
+mod pending;
 mod reader;
+mod reply;
 mod rooted;
-mod slot;
 pub mod wire;
+mod writer;
 
-pub use address::{Address, AddressError, connect_held};
-pub use budget::Charge;
-pub use connection::Pending;
-pub use error::{Closed, ConnectError, Error};
+pub use address::{Address, AddressError};
+pub use connect::{connect, connect_held, hold};
+pub use error::{Closed, Error};
 pub use locate::Locate;
-pub use monitor::{Monitor, Notice};
-pub use wire::{Event, Greeting, command, request};
+pub use monitor::{EventSink, Monitor, MonitorEvent};
+pub use options::Options;
+pub use pending::Pending;
+pub use wire::{Greeting, command, request};

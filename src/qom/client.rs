@@ -1,5 +1,6 @@
 //! Asking QEMU about objects.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -8,22 +9,22 @@ use super::error::{Error, secrets};
 use super::path::Path;
 use super::requests::Request;
 use super::value::{from_text, retyped};
-use crate::qmp::{self, Charge, Monitor, Pending};
+use crate::budget::Charge;
+use crate::qmp::{self, Monitor, Pending};
 
 /// The object tree of the QEMU behind a monitor.
 pub struct Qom {
-    monitor: Monitor,
+    monitor: Arc<Monitor>,
 }
 
 /// A request that was sent; [`PendingReply::wait`] gives its result.
 pub struct PendingReply<T> {
     pending: Pending,
-    asked: String,
-    decode: fn(&str) -> serde_json::Result<T>,
+    request: Request<T>,
 }
 
 impl Qom {
-    pub fn new(monitor: Monitor) -> Qom {
+    pub fn new(monitor: Arc<Monitor>) -> Qom {
         Qom { monitor }
     }
 
@@ -57,27 +58,18 @@ impl Qom {
 
     fn ask_on<T>(&self, connection: Option<u64>, request: Request<T>) -> Result<PendingReply<T>, Error> {
         match self.monitor.send(&request.bytes, connection) {
-            Ok(pending) => Ok(PendingReply {
-                pending,
-                asked: request.asked,
-                decode: request.decode,
-            }),
-            Err(source) => Err(Error {
-                asked: request.asked,
-                source,
-                secrets: Vec::new(),
-            }),
+            Ok(pending) => Ok(PendingReply { pending, request }),
+            Err(source) => Err(Error::new(request.asked, source)),
         }
     }
 
-    /// Sends a request that nobody waits for yet, if QEMU is ready to take it.
+    /// Sends a request that nobody waits for yet, if QEMU is ready to take it and it is not another's turn.
     pub fn ask_ahead<T>(&self, request: Request<T>) -> Option<PendingReply<T>> {
-        let pending = self.monitor.send_ahead(&request.bytes)?;
-        Some(PendingReply {
-            pending,
-            asked: request.asked,
-            decode: request.decode,
-        })
+        if self.is_one_at_a_time() {
+            return None;
+        }
+        let pending = self.monitor.try_send(&request.bytes)?;
+        Some(PendingReply { pending, request })
     }
 
     /// Sends a request and waits for its result.
@@ -166,14 +158,11 @@ impl<T> PendingReply<T> {
     /// # Errors
     /// What QEMU answered, or why it did not.
     pub fn wait_charged(self) -> Result<(T, Option<Charge>), Error> {
-        let result = self.pending.wait().and_then(|text| {
-            let result = (self.decode)(text.get()).map_err(|e| qmp::Error::Undecodable(e.to_string()))?;
-            Ok((result, text.into_charge()))
+        let result = self.pending.wait().and_then(|reply| {
+            let result = (self.request.decode)(&reply.json);
+            let result = result.map_err(|e| qmp::Error::Undecodable(e.to_string()))?;
+            Ok((result, reply.charge))
         });
-        result.map_err(|source| Error {
-            asked: self.asked,
-            source,
-            secrets: Vec::new(),
-        })
+        result.map_err(|source| Error::new(self.request.asked, source))
     }
 }

@@ -16,6 +16,16 @@ pub struct Error {
     pub secrets: Vec<String>,
 }
 
+impl Error {
+    pub(super) fn new(asked: String, source: qmp::Error) -> Error {
+        Error {
+            asked,
+            source,
+            secrets: Vec::new(),
+        }
+    }
+}
+
 /// A value shorter than this is none, and stays where QEMU repeats it.
 const MIN_SECRET: usize = 4;
 

@@ -10,13 +10,13 @@ mod identity;
 mod path;
 mod property;
 mod requests;
-mod shape;
 pub mod value;
 
+pub use crate::budget::Charge;
 pub use client::{PendingReply, Qom};
 pub use error::{Error, Reason};
 pub use identity::Identity;
 pub use path::Path;
-pub use property::{Description, Kind, Property, Valued};
+pub use property::{Description, Kind, Property, Valued, child_type};
 pub use requests::Request;
 pub use value::parse_bool;

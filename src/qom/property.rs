@@ -54,11 +54,11 @@ impl Property {
             Kind::Value
         }
     }
+}
 
-    /// The type of the object that a `child<T>` property holds: T.
-    pub fn child_type(&self) -> Option<&str> {
-        self.declared.strip_prefix("child<")?.strip_suffix('>')
-    }
+/// The type of the object that a property declared as `child<T>` holds: T.
+pub fn child_type(declared: &str) -> Option<&str> {
+    declared.strip_prefix("child<")?.strip_suffix('>')
 }
 
 #[cfg(test)]
@@ -81,7 +81,7 @@ mod tests {
                 declared: declared.into(),
             };
             assert_eq!(p.kind(), kind, "{declared}");
-            assert_eq!(p.child_type().is_some(), kind == Kind::Child);
+            assert_eq!(child_type(&p.declared).is_some(), kind == Kind::Child);
         }
     }
 }

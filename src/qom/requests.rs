@@ -12,9 +12,9 @@ use super::canonical::to_text;
 use super::error::Error;
 use super::path::Path;
 use super::property::{Description, Property, Valued};
-use super::shape::Compound;
 use crate::limits::{ATTRIBUTE_BYTES, OBJECT_PROPERTIES};
 use crate::qmp;
+use crate::qmp::compound::Compound;
 
 /// A request whose reply decodes to a `T`.
 pub struct Request<T> {

@@ -41,7 +41,7 @@ fn nothing_is_asked_ahead_of_a_process_without_a_number() {
     let count = |of: fn(&Object) -> usize| objects.iter().map(of).sum::<usize>();
     let values = count(|object| {
         let plain = object.props.iter();
-        plain.filter(|prop| !prop.is_child() && !prop.is_link()).count()
+        plain.filter(|prop| prop.is_value()).count()
     });
 
     let (asked, unseen) = walk(&qemu, "");

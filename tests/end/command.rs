@@ -8,34 +8,34 @@ use std::time::{Duration, Instant};
 use harness::*;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(15);
 
 /// A quiet machine, and a second monitor for the test. It runs in the folder of a session.
-const QUIET: &str =
+pub const QUIET: &str =
     "-M none -display none -nodefaults -S -pidfile pid -qmp unix:truth.sock,server=on,wait=off";
 
 /// The command of such a machine, as one types it.
 #[track_caller]
-fn qemu(which: Which) -> String {
+pub fn qemu(which: Which) -> String {
     format!("{} {QUIET}", quote(which.binary()))
 }
 
 /// A `qom-fuse` that has a machine of its own and has mounted it.
-struct Pair {
-    session: Session,
-    running: Background,
+pub struct Pair {
+    pub session: Session,
+    pub running: Background,
 }
 
 impl Pair {
     /// Runs `exec qom-fuse` with the rest of a command line.
     #[track_caller]
-    fn start(rest: &str) -> Pair {
+    pub fn start(rest: &str) -> Pair {
         Pair::start_by("exec", rest)
     }
 
     /// Has a shell run it in another way.
     #[track_caller]
-    fn start_by(how: &str, rest: &str) -> Pair {
+    pub fn start_by(how: &str, rest: &str) -> Pair {
         let session = Session::new();
         let running = session.start(&format!("ulimit -c 0; {how} qom-fuse {rest}"));
         let outside = lstat(session.dir()).expect("stat the session").st_dev;
@@ -46,24 +46,24 @@ impl Pair {
         Pair { session, running }
     }
 
-    fn file(&self, name: &str) -> String {
+    pub fn file(&self, name: &str) -> String {
         let read = fs::read_to_string(self.session.dir().join(name));
         read.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// QEMU's process.
-    fn qemu(&self) -> i32 {
+    pub fn qemu(&self) -> i32 {
         let text = self.file("pid");
         text.trim().parse().unwrap_or_else(|_| panic!("a pid: {text}"))
     }
 
-    fn truth(&self) -> Truth {
+    pub fn truth(&self) -> Truth {
         Truth::connect(&self.session.dir().join("truth.sock")).expect("QEMU's second monitor")
     }
 
     /// Waits for the end of `qom-fuse`; nothing may be left then. Gives what it did.
     #[track_caller]
-    fn ends(self) -> Out {
+    pub fn ends(self) -> Out {
         let out = self.running.finish(SOON);
         assert_eq!(self.session.info(), None, "still mounted: {out}");
         self.session.wait_ended(SOON);
@@ -265,93 +265,6 @@ fn qemu_keeps_the_terminal() {
     session.wait_ended(SOON);
 }
 
-each_qemu!(signals_end_qemu_and_unmount, |which| {
-    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-        let machine = pair.qemu();
-        let asked = Instant::now();
-        signal(pair.running.pid() as i32, number);
-        let out = pair.ends();
-        out.ok();
-        assert!(!alive(machine), "QEMU outlived its mount");
-        assert!(
-            asked.elapsed() < Duration::from_secs(3),
-            "it was not asked nicely: {:?}",
-            asked.elapsed()
-        );
-        assert_eq!(out.stderr, "", "{out}");
-    }
-});
-
-/// What `nohup`, or a shell for what runs in the background, has ignored stays so. QEMU catches both itself.
-#[test]
-fn ignored_signals_stay_ignored() {
-    let pair = Pair::start_by("trap '' HUP INT; exec", &format!("mnt -- {}", qemu(Which::New)));
-    let machine = pair.qemu();
-    for number in [libc::SIGHUP, libc::SIGINT] {
-        signal(pair.running.pid() as i32, number);
-    }
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(pair.session.info().is_some() && alive(machine), "it ended");
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    pair.ends().ok();
-    assert!(!alive(machine), "QEMU outlived its mount");
-}
-
-// As Ctrl-C does: QEMU gets it too.
-each_qemu!(a_signal_to_the_whole_group_ends_both, |which| {
-    for number in [libc::SIGINT, libc::SIGTERM] {
-        let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-        let machine = pair.qemu();
-        signal(-(pair.running.pid() as i32), number);
-        pair.ends().ok();
-        assert!(!alive(machine), "QEMU outlived its mount");
-    }
-});
-
-// One that answers nothing gets SIGTERM, which waits until it goes on, and then SIGKILL.
-each_qemu!(a_qemu_that_hangs_is_killed, |which| {
-    let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
-    let machine = pair.qemu();
-    signal(machine, libc::SIGSTOP);
-    let asked = Instant::now();
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    let out = pair.ends();
-    assert_eq!(out.status, 137, "{out}");
-    out.says("SIGTERM").says("SIGKILL");
-    assert!(!alive(machine), "QEMU outlived its mount");
-    assert!(asked.elapsed() < Duration::from_secs(12), "{:?}", asked.elapsed());
-});
-
-/// One that wakes up in between ends by itself.
-#[test]
-fn a_qemu_that_wakes_up_ends_by_itself() {
-    let pair = Pair::start(&format!("mnt -- {}", qemu(Which::New)));
-    let machine = pair.qemu();
-    signal(machine, libc::SIGSTOP);
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    std::thread::sleep(Duration::from_secs(1));
-    signal(machine, libc::SIGCONT);
-    pair.ends().ok();
-}
-
-#[test]
-fn interrupted_before_it_answers_it_leaves_nothing() {
-    let session = Session::new();
-    let running = session.start("exec qom-fuse -o timeout=600 mnt -- sh -c 'echo $$ > pid; exec sleep 60'");
-    let started = || {
-        fs::read_to_string(session.dir().join("pid"))
-            .is_ok_and(|text| text.ends_with('\n') && session.pids().len() == 2)
-    };
-    assert!(wait_until(SOON, started), "it did not start");
-    let pid = fs::read_to_string(session.dir().join("pid")).expect("its pid");
-    signal(running.pid() as i32, libc::SIGTERM);
-    let out = running.finish(SOON);
-    assert_eq!((out.status, &*out.stderr), (128 + libc::SIGTERM, ""), "{out}");
-    session.wait_ended(SOON);
-    assert!(!alive(pid.trim().parse().expect("a number")), "{out}");
-}
-
 each_qemu!(unmounted_by_hand_qemu_goes_on, |which| {
     for lazily in ["", "z"] {
         let pair = Pair::start(&format!("mnt -- {}", qemu(which)));
@@ -394,111 +307,6 @@ fn killed_it_leaves_no_dead_mount() {
     assert!(!truth.list("/").is_empty());
     truth.execute("quit", Value::Null).expect("quit");
     assert_eq!(pair.running.finish(SOON).status, 137);
-}
-
-each_qemu!(a_qemu_that_goes_to_the_background, |which| {
-    let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
-    assert_reads(pair.session.mnt().join("machine/type"), "none-machine\n");
-    let machine = pair.qemu();
-    // It gets to its monitor late: what it was told may not be lost by then.
-    signal(machine, libc::SIGSTOP);
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    std::thread::sleep(Duration::from_secs(1));
-    signal(machine, libc::SIGCONT);
-    pair.ends().ok();
-    assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
-
-    let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
-    pair.truth().execute("quit", Value::Null).expect("quit");
-    pair.ends().ok();
-
-    // Unmounted by hand, its end is still waited for, and a signal still ends it.
-    for ends_by_signal in [false, true] {
-        let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(which)));
-        let machine = pair.qemu();
-        pair.session.run("fusermount3 -u mnt").ok();
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(
-            !pair.session.pids().is_empty() && alive(machine),
-            "they ended with the mount"
-        );
-        if ends_by_signal {
-            signal(pair.running.pid() as i32, libc::SIGTERM);
-        } else {
-            pair.truth().execute("quit", Value::Null).expect("quit");
-        }
-        pair.ends().ok();
-        assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
-    }
-});
-
-/// The process that speaks at the monitor is the one to be ended, whatever was started.
-#[test]
-fn a_qemu_in_the_background_that_hangs() {
-    let pair = Pair::start(&format!("mnt -- {} -daemonize", qemu(Which::New)));
-    let machine = pair.qemu();
-    signal(machine, libc::SIGSTOP);
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    let out = pair.ends();
-    out.ok().says("SIGKILL");
-    assert!(!alive(machine), "QEMU outlived its mount");
-
-    // One that owes a reply cannot be told to quit before it has given it.
-    let pair = Pair::start(&format!("-o timeout=0.5 mnt -- {} -daemonize", qemu(Which::New)));
-    let machine = pair.qemu();
-    signal(machine, libc::SIGSTOP);
-    pair.session.run("cat mnt/machine/type").fails();
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    std::thread::sleep(Duration::from_secs(1));
-    signal(machine, libc::SIGCONT);
-    let out = pair.ends();
-    assert!(!out.ok().stderr.contains("SIGTERM"), "{out}");
-    assert!(!alive(machine), "QEMU outlived its mount");
-}
-
-#[test]
-fn a_wrapper_that_qemu_leaves_behind() {
-    let start = |options: &str| {
-        let wrapper = "\"$@\" -daemonize; exec sleep 2";
-        let (wrapper, qemu) = (quote(wrapper), qemu(Which::New));
-        Pair::start(&format!("{options} mnt -- sh -c {wrapper} sh {qemu}"))
-    };
-    let pair = start("");
-    let machine = pair.qemu();
-    signal(machine, libc::SIGSTOP);
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    std::thread::sleep(Duration::from_millis(2500)); // the wrapper has ended
-    signal(machine, libc::SIGCONT);
-    pair.ends().ok();
-    assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
-
-    // The end of the wrapper is not QEMU's, even of one that answers nothing just then.
-    let pair = start("-o timeout=0.5");
-    let machine = pair.qemu();
-    signal(machine, libc::SIGSTOP);
-    pair.session.run("cat mnt/machine/type").fails();
-    std::thread::sleep(Duration::from_secs(4));
-    signal(machine, libc::SIGCONT);
-    let answers = || pair.session.run("cat mnt/machine/type").status == 0;
-    assert!(wait_until(SOON, answers), "it gave QEMU up");
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    pair.ends().ok();
-    assert!(!alive(machine), "QEMU outlived its mount");
-}
-
-/// QEMU's end is its end, whoever else holds its monitor.
-#[test]
-fn a_wrapper_whose_helper_inherits_the_monitor() {
-    for (which, more) in [(Which::Old, ""), (Which::New, ""), (Which::New, "-daemonize")] {
-        let wrapper = "sleep 60 >/dev/null 2>&1 & echo $! > helper; exec \"$@\"";
-        let (wrapper, qemu) = (quote(wrapper), qemu(which));
-        let pair = Pair::start(&format!("mnt -- sh -c {wrapper} sh {qemu} {more}"));
-        let helper: i32 = pair.file("helper").trim().parse().expect("a pid");
-        pair.truth().execute("quit", Value::Null).expect("quit");
-        let out = pair.ends();
-        signal(helper, libc::SIGKILL);
-        out.ok().says("still holds its monitor");
-    }
 }
 
 // A machine that there can be no mount of is ended, wherever it runs.

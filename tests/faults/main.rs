@@ -1,5 +1,6 @@
 //! Errors, bad monitors, and the connection that goes and comes back.
 
+mod attempts;
 mod errors;
 mod late_replies;
 mod libvirt;

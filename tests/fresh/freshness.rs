@@ -28,7 +28,7 @@ fn start(which: Which) -> (Qemu, Vec<String>) {
     let arguments: Vec<&str> = threads.iter().flat_map(|thread| ["-object", thread]).collect();
     let qemu = Qemu::start(which, "q35", &arguments);
     let names = qemu.truth().list(&object(0)).into_iter();
-    let names = names.filter(|prop| !prop.is_child() && !prop.is_link());
+    let names = names.filter(|prop| prop.is_value());
     let names = names.map(|prop| prop.name).collect();
     (qemu, names)
 }
@@ -41,7 +41,7 @@ fn walk(qemu: &Qemu, mount: &Mount) -> Vec<Step> {
         let (props, folder) = (truth.list(object), mount.join(object));
         steps.push(Step::new(&folder, Call::List));
         for prop in &props {
-            let plain = !prop.is_child() && !prop.is_link();
+            let plain = prop.is_value();
             if plain && truth.get(object, &prop.name).is_ok() {
                 steps.push(Step::new(&folder.join(&prop.name), Call::Read));
             }

@@ -86,7 +86,7 @@ each_qemu!(a_qemu_that_goes_is_unmounted_within_two_seconds, |which| {
         let mount = Mount::start_foreground(&qemu.socket(), &["-v"]);
         let file = mount.join("machine/type");
         let held = Held::open(&file, libc::O_RDONLY).expect("an open file");
-        assert_eq!(held.read(100).as_deref(), Ok(b"none-machine\n".as_slice()));
+        assert_eq!(held.read(100), Ok(b"none-machine\n".into()));
         let writer = Held::open(mount.join("machine/kernel"), libc::O_WRONLY).expect("an open file");
         let sitting = sh_start(&format!(
             "cd {}/machine && while sleep 0.05; do cat type >/dev/null || exit 7; done",

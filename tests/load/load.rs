@@ -49,10 +49,6 @@ struct Expected {
     passing: Vec<String>,
 }
 
-fn below(path: &str, name: &str) -> String {
-    format!("{}/{name}", path.trim_end_matches('/'))
-}
-
 impl Expected {
     /// Asks three times: with the device, and twice without, for some values change by themselves.
     fn learn(truth: &Truth) -> Expected {
@@ -61,7 +57,7 @@ impl Expected {
         let mut learn = |objects: &[Object]| {
             for (path, name) in values(objects) {
                 files
-                    .entry(below(path, name))
+                    .entry(join(path, name))
                     .or_default()
                     .push(truth_of(truth, path, name));
             }
@@ -74,7 +70,7 @@ impl Expected {
         learn(&plain);
         let names = |objects: &[Object]| -> BTreeSet<String> {
             let each = |object: &Object| {
-                let names = object.props.iter().map(|prop| below(&object.path, &prop.name));
+                let names = object.props.iter().map(|prop| join(&object.path, &prop.name));
                 names.collect::<Vec<_>>()
             };
             objects.iter().flat_map(each).collect()
@@ -156,12 +152,12 @@ fn walk_by_calls(mount: &Mount, expected: &Expected) -> usize {
         for name in &expected.dirs[*dir] {
             let there = names.contains(name.as_str());
             assert!(
-                there || expected.comes_and_goes(&below(dir, name)),
+                there || expected.comes_and_goes(&join(dir, name)),
                 "{dir} has no {name}"
             );
         }
         for name in names.into_iter().filter(|name| ![".", ".."].contains(name)) {
-            let known = expected.dirs[*dir].contains(name) || expected.comes_and_goes(&below(dir, name));
+            let known = expected.dirs[*dir].contains(name) || expected.comes_and_goes(&join(dir, name));
             assert!(known, "{dir} has a {name}");
         }
     }

@@ -55,10 +55,7 @@ each_qemu!(any_offset_and_length, |which| {
             );
         }
     }
-    assert_eq!(
-        held.read_at(i64::MAX as u64 - 4096, 1).as_deref(),
-        Ok(b"".as_slice())
-    );
+    assert_eq!(held.read_at(i64::MAX as u64 - 4096, 1), Ok(b"".into()));
 });
 
 each_qemu!(a_value_read_in_pieces_is_one_value, |which| {
@@ -85,46 +82,42 @@ each_qemu!(the_value_is_pinned_when_the_file_is_opened, |which| {
     let held = open(&mount);
     set(&qemu, "later, and longer");
     assert_eq!(held.size(), Ok(8));
-    assert_eq!(held.read(100).as_deref(), Ok(b"at open\n".as_slice()));
-    assert_eq!(held.read(100).as_deref(), Ok(b"".as_slice()));
+    assert_eq!(held.read(100), Ok(b"at open\n".into()));
+    assert_eq!(held.read(100), Ok(b"".into()));
 });
 
 each_qemu!(reading_from_the_start_again_fetches_anew, |which| {
     let (qemu, mount) = machine(which);
     set(&qemu, "first");
     let held = open(&mount);
-    assert_eq!(held.read(100).as_deref(), Ok(b"first\n".as_slice()));
+    assert_eq!(held.read(100), Ok(b"first\n".into()));
     set(&qemu, "second, longer");
-    assert_eq!(
-        held.read_at(2, 100).as_deref(),
-        Ok(b"rst\n".as_slice()),
-        "still the pinned one"
-    );
+    assert_eq!(held.read_at(2, 100), Ok(b"rst\n".into()), "still the pinned one");
     assert_eq!(held.seek(0), Ok(0));
-    assert_eq!(held.read(6).as_deref(), Ok(b"second".as_slice()));
+    assert_eq!(held.read(6), Ok(b"second".into()));
     set(&qemu, "third");
     assert_eq!(
-        held.read(100).as_deref(),
-        Ok(b", longer\n".as_slice()),
+        held.read(100),
+        Ok(b", longer\n".into()),
         "the rest of what was begun"
     );
-    assert_eq!(held.read_at(0, 100).as_deref(), Ok(b"third\n".as_slice()));
+    assert_eq!(held.read_at(0, 100), Ok(b"third\n".into()));
     set(&qemu, "");
-    assert_eq!(held.read_at(0, 100).as_deref(), Ok(b"\n".as_slice()));
+    assert_eq!(held.read_at(0, 100), Ok(b"\n".into()));
 });
 
 each_qemu!(each_open_pins_its_own_value, |which| {
     let (qemu, mount) = machine(which);
     set(&qemu, "one");
     let one = open(&mount);
-    assert_eq!(one.read(1).as_deref(), Ok(b"o".as_slice()));
+    assert_eq!(one.read(1), Ok(b"o".into()));
     set(&qemu, "two, longer");
     let two = open(&mount);
     set(&qemu, "three");
     let three = open(&mount);
-    assert_eq!(two.read(100).as_deref(), Ok(b"two, longer\n".as_slice()));
-    assert_eq!(one.read(100).as_deref(), Ok(b"ne\n".as_slice()));
-    assert_eq!(three.read(100).as_deref(), Ok(b"three\n".as_slice()));
+    assert_eq!(two.read(100), Ok(b"two, longer\n".into()));
+    assert_eq!(one.read(100), Ok(b"ne\n".into()));
+    assert_eq!(three.read(100), Ok(b"three\n".into()));
     assert_eq!(
         lstat(mount.join("machine/kernel")).map(|stat| stat.st_size),
         Ok(6),

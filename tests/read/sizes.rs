@@ -21,7 +21,7 @@ fn append(qemu: &Qemu, length: usize) -> Vec<u8> {
 /// The plain values of an object that can be read and stand still, as files show them.
 fn values(qemu: &Qemu, path: &str) -> BTreeMap<String, String> {
     let props = qemu.truth().list(path).into_iter();
-    let plain = props.filter(|prop| !prop.is_child() && !prop.is_link() && !CLOCKS.contains(&&*prop.name));
+    let plain = props.filter(|prop| prop.is_value() && !CLOCKS.contains(&&*prop.name));
     plain
         .filter_map(|prop| {
             let value = qemu.truth().get(path, &prop.name).ok()?;

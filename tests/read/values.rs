@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use harness::mirror::{CLOCKS, text_of};
+use harness::tree::json_type;
 use harness::*;
 use serde_json::{Value, json};
 
@@ -56,19 +57,6 @@ const FLOATS: [f64; 10] = [
     1.0 / 3.0,
     123_456_789.125,
 ];
-
-/// As QEMU names JSON types in its refusals.
-fn json_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(number) if number.is_f64() => "number",
-        Value::Number(_) => "integer",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
-}
 
 /// Serves a tree whose properties take only the JSON type that they have, whatever is declared.
 fn strict(tree: &ScriptedTree) -> Scripted {

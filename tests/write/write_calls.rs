@@ -108,16 +108,16 @@ each_qemu!(one_descriptor_reads_and_writes, |which| {
     qemu.set("/machine", "kernel", json!("first"));
     let mount = Mount::start(&qemu.socket(), &[]);
     let held = Held::open(mount.join("machine/kernel"), libc::O_RDWR).expect("open for both");
-    assert_eq!(held.read(100).as_deref(), Ok(b"first\n".as_slice()));
+    assert_eq!(held.read(100), Ok(b"first\n".into()));
     assert_eq!(held.write(b"second\n"), Ok(7), "written after what was read");
     assert_eq!(truth.get("/machine", "kernel"), Ok(json!("second")));
-    assert_eq!(held.read_at(0, 100).as_deref(), Ok(b"second\n".as_slice()));
+    assert_eq!(held.read_at(0, 100), Ok(b"second\n".into()));
     assert_eq!(held.seek(0), Ok(0));
     assert_eq!(held.write(b"third"), Ok(5));
     assert_eq!(truth.get("/machine", "kernel"), Ok(json!("third")));
     assert_eq!(
-        held.read_at(2, 100).as_deref(),
-        Ok(b"ird\n".as_slice()),
+        held.read_at(2, 100),
+        Ok(b"ird\n".into()),
         "not what was read before"
     );
     assert_eq!(

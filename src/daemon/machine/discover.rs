@@ -1,13 +1,12 @@
 //! The QEMUs of this host and their monitors, from `/proc/*/cmdline`.
 
-use std::fmt;
 use std::fs;
 use std::path::Path;
 
 use nix::unistd::getuid;
 
 use super::namespace::{Namespace, Place};
-use crate::text::printable;
+use crate::qmp::Options;
 
 /// Programs that carry a QEMU's command line without being one.
 const STARTERS: [&str; 9] = [
@@ -112,8 +111,8 @@ impl Machine {
         self.namespace(monitor) != Namespace::Another
     }
 
-    /// In which namespace what is said of a monitor leads there; a path that leads into another one is as good as ours.
-    fn namespace(&self, monitor: &MonitorAt) -> Namespace {
+    /// In which namespace what is said of a monitor leads there. A path into another one is as good as ours.
+    pub fn namespace(&self, monitor: &MonitorAt) -> Namespace {
         match (monitor, self.place) {
             (MonitorAt::Address(path), Place { mount, .. }) if path.starts_with('/') => match mount {
                 Namespace::Another => Namespace::Ours,
@@ -125,38 +124,8 @@ impl Machine {
     }
 }
 
-/// The address of the first monitor that can be typed as it is, as a word for a shell.
-pub fn suggested(machines: &[Machine]) -> Option<String> {
-    let monitors = machines
-        .iter()
-        .flat_map(|machine| machine.monitors.iter().map(move |at| (machine, at)));
-    monitors.into_iter().find_map(|(machine, at)| match at {
-        // A relative path leads nowhere: its folder may not be known.
-        MonitorAt::Address(address) if address.starts_with('/') || address.starts_with("tcp:") => {
-            // A comma of a path would begin an option.
-            let exact =
-                printable(address) == *address && !address.contains([',', char::REPLACEMENT_CHARACTER]);
-            (exact && machine.is_near(at)).then(|| word(address))
-        }
-        MonitorAt::Libvirt(domain) if printable(domain) == *domain => {
-            Some(word(&format!("libvirt:{domain}")))
-        }
-        _ => None,
-    })
-}
-
-/// Somebody's text as one word for a shell, safe to print.
-pub fn word(text: &str) -> String {
-    let text = printable(text);
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=+@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text;
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
 /// Reads a command line: words, each ended by a NUL.
-fn machine(pid: i32, line: &[u8], directory: &Path) -> Option<Machine> {
+pub fn machine(pid: i32, line: &[u8], directory: &Path) -> Option<Machine> {
     let words: Vec<String> = line
         .split(|b| *b == 0)
         .map(|word| String::from_utf8_lossy(word).into_owned())
@@ -171,10 +140,11 @@ fn machine(pid: i32, line: &[u8], directory: &Path) -> Option<Machine> {
             (given == option).then(|| pair[1].clone())
         })
     };
-    let sockets: Vec<Options> = values("chardev")
-        .filter_map(|text| Options::socket(&text))
-        .collect();
-    let by_id = |id: &str| sockets.iter().find(|s| s.get("id") == Some(id));
+    let sockets: Vec<Options> = values("chardev").filter_map(|text| socket(&text)).collect();
+    let by_id = |id: &str| {
+        let socket = sockets.iter().find(|s| s.get("id") == Some(id))?;
+        Some(address_of(socket, directory))
+    };
     let name = values("name").next().map(|text| {
         let options = Options::new(&text);
         options.get("guest").unwrap_or(&options.first).to_owned()
@@ -182,7 +152,7 @@ fn machine(pid: i32, line: &[u8], directory: &Path) -> Option<Machine> {
     let mut monitors: Vec<MonitorAt> = values("qmp")
         .chain(values("qmp-pretty"))
         .filter_map(|text| match text.strip_prefix("chardev:") {
-            Some(id) => Some(by_id(id)?.at(directory)),
+            Some(id) => by_id(id),
             None => given_to_qmp(&text, directory),
         })
         .collect();
@@ -194,12 +164,12 @@ fn machine(pid: i32, line: &[u8], directory: &Path) -> Option<Machine> {
         if is_qmp && id == "charmonitor" && mon.get("id") == Some("monitor") {
             return Some(name.clone().map_or(MonitorAt::Held, MonitorAt::Libvirt));
         }
-        is_qmp.then(|| by_id(id).map(|socket| socket.at(directory)))?
+        is_qmp.then(|| by_id(id))?
     }));
     monitors.extend(values("object").filter_map(|text| {
-        let object = Options::of_object(&text)?;
+        let object = object(&text)?;
         let is_qmp = object.get("qom-type").unwrap_or(&object.first) == "monitor-qmp";
-        is_qmp.then(|| by_id(object.get("chardev")?).map(|socket| socket.at(directory)))?
+        is_qmp.then(|| by_id(object.get("chardev")?))?
     }));
     (!monitors.is_empty()).then(|| Machine {
         pid,
@@ -230,105 +200,35 @@ fn absolute(path: &str, directory: &Path) -> String {
     directory.join(path).to_string_lossy().into_owned()
 }
 
-/// QEMU's `first,name=value,flag`, with `,,` for a comma.
-struct Options {
-    first: String,
-    pairs: Vec<(String, String)>,
+/// An `-object`, which may be given as JSON too.
+fn object(text: &str) -> Option<Options> {
+    if !text.starts_with('{') {
+        return Some(Options::new(text));
+    }
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+    let pair = |(name, value): (String, serde_json::Value)| Some((name, value.as_str()?.to_owned()));
+    Some(Options {
+        first: String::new(),
+        pairs: object.into_iter().filter_map(pair).collect(),
+    })
 }
 
-impl Options {
-    fn new(text: &str) -> Options {
-        let marked = text.replace(",,", "\0");
-        let mut first = String::new();
-        let mut pairs = Vec::new();
-        for (i, part) in marked.split(',').enumerate() {
-            let part = part.replace('\0', ",");
-            match part.split_once('=') {
-                Some((name, value)) => pairs.push((name.to_owned(), value.to_owned())),
-                None if i == 0 => first = part,
-                None => pairs.push((part, "on".to_owned())),
-            }
-        }
-        Options { first, pairs }
-    }
-
-    /// An `-object`, which may be given as JSON too.
-    fn of_object(text: &str) -> Option<Options> {
-        if !text.starts_with('{') {
-            return Some(Options::new(text));
-        }
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
-        let pair = |(name, value): (String, serde_json::Value)| Some((name, value.as_str()?.to_owned()));
-        Some(Options {
-            first: String::new(),
-            pairs: object.into_iter().filter_map(pair).collect(),
-        })
-    }
-
-    /// A `-chardev` if it is a socket on which QEMU listens, or one that it got open.
-    fn socket(text: &str) -> Option<Options> {
-        let options = Options::new(text);
-        let backend = options.get("backend").unwrap_or(&options.first);
-        let usable = options.is_on("server") || options.get("fd").is_some();
-        (backend == "socket" && usable).then_some(options)
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        let found = self.pairs.iter().find(|(n, _)| n == name);
-        found.map(|(_, value)| value.as_str())
-    }
-
-    fn is_on(&self, name: &str) -> bool {
-        matches!(self.get(name), Some("on" | "yes" | "true"))
-    }
-
-    fn at(&self, directory: &Path) -> MonitorAt {
-        match (
-            self.get("path"),
-            self.get("host").unwrap_or_default(),
-            self.get("port"),
-        ) {
-            (Some(path), ..) => MonitorAt::Address(absolute(path, directory)),
-            (None, host, Some(port)) if host.contains(':') => {
-                MonitorAt::Address(format!("tcp:[{host}]:{port}"))
-            }
-            (None, host, Some(port)) => MonitorAt::Address(format!("tcp:{host}:{port}")),
-            _ => MonitorAt::Held,
-        }
-    }
+/// A `-chardev` if it is a socket on which QEMU listens, or one that it got open.
+fn socket(text: &str) -> Option<Options> {
+    let options = Options::new(text);
+    let backend = options.get("backend").unwrap_or(&options.first);
+    let usable = options.is_on("server") || options.get("fd").is_some();
+    (backend == "socket" && usable).then_some(options)
 }
 
-/// The machines as `--list` prints them; never empty.
-pub struct Table<'a>(pub &'a [Machine]);
-
-impl fmt::Display for Table<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str(
-                "no QEMU with a QMP monitor is in sight (add -qmp unix:PATH,server=on,wait=off to a QEMU, \
-                 or let qom-fuse start it: qom-fuse MOUNTPOINT -- QEMU-COMMAND)",
-            );
-        }
-        write!(f, "{:>8}  {:<20}  SOCKET", "PID", "NAME")?;
-        for machine in self.0 {
-            for monitor in &machine.monitors {
-                let name = machine.name.as_deref().map_or_else(|| "-".to_owned(), word);
-                write!(f, "\n{:>8}  {name:<20}  ", machine.pid)?;
-                match monitor {
-                    MonitorAt::Address(address) => f.write_str(&word(address))?,
-                    MonitorAt::Libvirt(domain) => {
-                        write!(f, "{}  (held by libvirt)", word(&format!("libvirt:{domain}")))?;
-                    }
-                    MonitorAt::Held => f.write_str("(held by what started it)")?,
-                }
-                match machine.namespace(monitor) {
-                    Namespace::Ours => {}
-                    Namespace::Another => f.write_str("  (in another network namespace)")?,
-                    Namespace::Unknown => f.write_str("  (namespace unknown)")?,
-                }
-            }
-        }
-        Ok(())
+/// Where such a socket is.
+fn address_of(socket: &Options, directory: &Path) -> MonitorAt {
+    let host = socket.get("host").unwrap_or_default();
+    match (socket.get("path"), socket.get("port")) {
+        (Some(path), _) => MonitorAt::Address(absolute(path, directory)),
+        (None, Some(port)) if host.contains(':') => MonitorAt::Address(format!("tcp:[{host}]:{port}")),
+        (None, Some(port)) => MonitorAt::Address(format!("tcp:{host}:{port}")),
+        (None, None) => MonitorAt::Held,
     }
 }
 
@@ -411,30 +311,5 @@ mod tests {
         ] {
             assert_eq!(found(line), None, "{line}");
         }
-    }
-
-    #[test]
-    fn table() {
-        assert!(Table(&[]).to_string().contains("-qmp unix:"));
-        let machine = |pid, name: &str, address: &str| Machine {
-            pid,
-            name: Some(name.into()),
-            monitors: at(&[address]),
-            ..super::machine(pid, b"qemu\0-qmp\0tcp::1,server=on", Path::new("/")).unwrap()
-        };
-        let mut machines = vec![
-            machine(7, "a\n  b", "/x;rm -rf ~\u{1b}[2J"),
-            machine(8, "b", "relative"),
-            machine(8, "b", "/\u{fffd}"),
-        ];
-        let text = Table(&machines).to_string();
-        assert_eq!(text.lines().count(), 4, "{text}");
-        assert!(
-            text.contains(r"'a\n  b'") && text.contains(r"'/x;rm -rf ~\u{1b}[2J'"),
-            "{text}"
-        );
-        assert_eq!(suggested(&machines), None);
-        machines.push(machine(9, "c", "/it's"));
-        assert_eq!(suggested(&machines).as_deref(), Some(r"'/it'\''s'"));
     }
 }

@@ -5,25 +5,33 @@ use std::fmt;
 use std::io;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::getuid;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
+use rustix::process::Pid;
 use socket2::Socket;
 
 use super::discover::{Machine, MonitorAt, machines};
 use super::libvirt::Proxy;
 use super::names::{self, By, NameError};
 use super::pidfd::Process;
-use crate::qmp::{Address, Locate};
+use crate::qmp::{Address, Locate, connect};
 use crate::text::printable;
 
 /// The variable that names libvirt's own default.
 const DEFAULT_URI: &str = "LIBVIRT_DEFAULT_URI";
 /// How long libvirt's proxy has to greet: libvirt first asks the host's QEMU for its version, which takes seconds.
 const GREETING: Duration = Duration::from_secs(30);
+
+/// When a QEMU has ended whose guest has shut down, unless it stays.
+const END_OF_QEMU: Duration = Duration::from_secs(1);
+
+/// How long the end of a mount waits for an attempt to connect.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// What a user can give in place of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,23 +57,35 @@ pub struct Finder {
     name: Name,
     /// Which libvirt has it, where the user says so.
     uri: Option<String>,
-    state: Mutex<State>,
-    /// Signalled when there is another process, and when a machine elsewhere has ended.
-    changed: Condvar,
+    /// Locked as long as a connection is made.
+    route: Mutex<Route>,
+    last: Mutex<Last>,
+    /// It is looked for no more.
+    is_closed: Arc<AtomicBool>,
 }
 
+/// What leads to the machine.
 #[derive(Debug, Default)]
-struct State {
+struct Route {
     /// Found, and not connected to yet.
     next: Option<Found>,
-    /// What was connected to last. None for a machine of another host.
-    process: Option<Arc<Process>>,
-    is_same: bool,
-    /// libvirt lends the monitor out.
-    is_lent: bool,
     proxy: Option<Proxy>,
-    /// The last connection over the proxy came about wholly.
-    proxy_works: bool,
+}
+
+/// What was connected to last.
+#[derive(Debug, Default)]
+struct Last {
+    /// None for a machine of another host.
+    pid: Option<i32>,
+    process: Option<Process>,
+    /// It is the process of the connection before.
+    is_same: bool,
+    /// libvirt lends its monitor out.
+    is_lent: bool,
+    /// The handshake was done too.
+    is_whole: bool,
+    /// When the guest of a machine of another host has shut down.
+    in_doubt_since: Option<Instant>,
     /// The machine of another host is no longer there.
     is_gone: bool,
 }
@@ -73,7 +93,9 @@ struct State {
 /// A machine, and the way to it.
 #[derive(Debug)]
 struct Found {
-    process: Option<Arc<Process>>,
+    /// None for a machine of another host.
+    pid: Option<i32>,
+    process: Option<Process>,
     by: By,
     way: Way,
 }
@@ -98,19 +120,16 @@ impl Finder {
         let finder = Finder {
             name,
             uri,
-            state: Mutex::default(),
-            changed: Condvar::new(),
+            route: Mutex::default(),
+            last: Mutex::default(),
+            is_closed: Arc::default(),
         };
         let found = finder.find()?;
         if reconnect && found.by == By::ProcessId {
             return Err(NameError::Passing);
         }
-        let state = State {
-            is_lent: found.is_lent(),
-            next: Some(found),
-            ..State::default()
-        };
-        *finder.state.lock() = state;
+        finder.last.lock().is_lent = found.is_lent();
+        finder.route.lock().next = Some(found);
         Ok(finder)
     }
 
@@ -131,8 +150,7 @@ impl Finder {
                     Some(MonitorAt::Libvirt(domain)) => self.libvirt(domain, Some(&machine)),
                     Some(MonitorAt::Held) | None => return Err(NameError::Held { name, pid }),
                 };
-                let process = Some(Arc::new(Process::of(pid)));
-                Ok(Found { process, by, way })
+                Ok(Found::new(Some(pid), by, way))
             }
         }
     }
@@ -148,11 +166,8 @@ impl Finder {
             return Err(NameError::SeveralDomains { name, found });
         }
         let machine = found.pop();
-        Ok(Found {
-            process: machine.as_ref().map(|machine| Arc::new(Process::of(machine.pid))),
-            by: By::Name,
-            way: self.libvirt(domain, machine.as_ref()),
-        })
+        let pid = machine.as_ref().map(|machine| machine.pid);
+        Ok(Found::new(pid, By::Name, self.libvirt(domain, machine.as_ref())))
     }
 
     /// By libvirt: which one that is, unless the user says so, is told by who runs the domain.
@@ -168,112 +183,123 @@ impl Finder {
         }
     }
 
-    /// Whether a connection that closes is no end of the machine: libvirt closes it when a domain is busy.
-    pub fn outlives_connection(&self) -> bool {
-        let state = self.state.lock();
-        let has_ended = |process: &Arc<Process>| process.ends_within(Duration::ZERO);
-        let is_gone = state.process.as_ref().map_or(state.is_gone, has_ended);
-        state.is_lent && !is_gone
-    }
-
-    /// Whether only libvirt knows of its end: its process is of another host, or was not seen.
-    pub fn is_unwatched(&self) -> bool {
-        let state = self.state.lock();
-        state.is_lent && state.process.is_none()
-    }
-
-    /// Whether libvirt lends the monitor out.
+    /// Whether libvirt lends the monitor out. Then a connection that closes is no end: libvirt closes it when a domain
+    /// is busy.
     pub fn is_libvirts(&self) -> bool {
-        self.state.lock().is_lent
+        self.last.lock().is_lent
+    }
+
+    /// Whether the machine that was connected to last has ended, as far as is known.
+    pub fn has_ended(&self) -> bool {
+        let last = self.last.lock();
+        last.runs().map_or(last.is_gone, |runs| !runs)
     }
 
     /// Says that the last connection came about wholly.
     pub fn connected(&self) {
-        self.state.lock().proxy_works = true;
+        let mut last = self.last.lock();
+        (last.is_whole, last.in_doubt_since) = (true, None);
     }
 
-    /// Waits for the end of the machine that was connected to last.
-    pub fn wait_for_end(&self) {
-        let mut state = self.state.lock();
-        match state.process.clone() {
-            Some(process) => {
-                drop(state);
-                while !process.ends_within(Duration::from_secs(3600)) {}
-            }
-            None => {
-                while !state.is_gone {
-                    self.changed.wait(&mut state);
-                }
-            }
+    /// Says that the guest has shut down, and its QEMU may end.
+    pub fn guest_shut_down(&self) {
+        let mut last = self.last.lock();
+        last.in_doubt_since = (last.is_lent && last.process.is_none()).then(Instant::now);
+    }
+
+    /// Whether only another connection can show if the machine has ended: libvirt's proxy does not notice.
+    pub fn is_in_doubt(&self) -> bool {
+        let last = self.last.lock();
+        last.in_doubt_since
+            .is_some_and(|since| since.elapsed() > END_OF_QEMU)
+    }
+
+    /// Gives the machine up, and ends what leads to it: no file of it stays.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        if let Some(mut route) = self.route.try_lock_for(CLOSING) {
+            route.proxy = None;
         }
     }
 
-    /// Waits until another machine was connected to than the one that has ended.
-    pub fn wait_for_next(&self) {
-        let mut state = self.state.lock();
-        let has_ended = |process: &Arc<Process>| process.ends_within(Duration::ZERO);
-        while state.process.as_ref().map_or(state.is_gone, has_ended) {
-            self.changed.wait(&mut state);
+    /// What it means that libvirt does not lend a monitor out.
+    fn not_lent(&self, error: io::Error, found: &Found, uri: &str) -> io::Error {
+        let mut last = self.last.lock();
+        last.is_gone = last.process.is_none();
+        match found.process.is_none() && !is_elsewhere(uri) {
+            true => io::Error::new(error.kind(), format!("no QEMU in sight runs it; {error}")),
+            false => error,
         }
+    }
+
+    /// Connects by the proxy that there is, as long as that is of use.
+    fn reuse_proxy(&self, route: &mut Route, deadline: Instant) -> Option<Socket> {
+        let (runs, was_whole) = {
+            let mut last = self.last.lock();
+            (last.runs(), mem::take(&mut last.is_whole))
+        };
+        let proxy = route
+            .proxy
+            .as_mut()
+            .filter(|_| was_whole && runs != Some(false))?;
+        let socket = proxy.connect(deadline).ok()?;
+        self.last.lock().is_same = runs == Some(true);
+        Some(socket)
+    }
+}
+
+impl Last {
+    /// Whether it still runs, if that is known.
+    fn runs(&self) -> Option<bool> {
+        Some(!self.process.as_ref()?.has_ended())
     }
 }
 
 impl Found {
+    fn new(pid: Option<i32>, by: By, way: Way) -> Found {
+        let process = pid.and_then(Pid::from_raw).map(Process::of);
+        Found {
+            pid,
+            process,
+            by,
+            way,
+        }
+    }
+
     fn is_lent(&self) -> bool {
         matches!(self.way, Way::Libvirt { .. })
     }
 }
 
-impl State {
-    /// Connects by the proxy that there is, as long as that is of use.
-    fn reuse_proxy(&mut self, deadline: Instant) -> Option<Socket> {
-        let runs = self.process_runs();
-        let is_worth_it = mem::take(&mut self.proxy_works) && runs != Some(false);
-        let proxy = self.proxy.as_mut().filter(|_| is_worth_it)?;
-        let socket = proxy.connect(deadline).ok()?;
-        self.is_same = runs == Some(true);
-        Some(socket)
-    }
-
-    /// Whether what was connected to last still runs, if that is known.
-    fn process_runs(&self) -> Option<bool> {
-        let process = self.process.as_ref()?;
-        Some(!process.ends_within(Duration::ZERO))
-    }
-}
-
 impl Locate for Finder {
     fn connect(&self, deadline: Instant) -> io::Result<Socket> {
-        let mut state = self.state.lock();
-        if let Some(socket) = state.reuse_proxy(deadline) {
+        let mut route = self.route.lock();
+        if let Some(socket) = self.reuse_proxy(&mut route, deadline) {
             return Ok(socket);
         }
-        state.proxy = None;
-        let next = state.next.take();
+        route.proxy = None;
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let next = route.next.take();
         let found = next.map_or_else(|| self.find(), Ok).map_err(io::Error::other)?;
         let socket = match &found.way {
             Way::Monitor(address) => connect_to(address, &found, deadline)?,
             Way::Libvirt { domain, uri } => {
-                let started = Proxy::start(domain, uri, deadline).map_err(|e| {
-                    state.is_gone = state.process.is_none();
-                    self.changed.notify_all();
-                    match found.process.is_none() && !is_elsewhere(uri) {
-                        true => io::Error::new(e.kind(), format!("no QEMU in sight runs it; {e}")),
-                        false => e,
-                    }
-                });
-                let (proxy, socket) = started?;
-                state.proxy = Some(proxy);
+                let started = Proxy::start(domain, uri, deadline, self.is_closed.clone());
+                let (proxy, socket) = started.map_err(|e| self.not_lent(e, &found, uri))?;
+                route.proxy = Some(proxy);
                 socket
             }
         };
-        let pid = |process: &Option<Arc<Process>>| process.as_ref().map(|process| process.pid());
-        state.is_same = state.process_runs() == Some(true) && pid(&state.process) == pid(&found.process);
-        (state.is_lent, state.is_gone) = (found.is_lent(), false);
-        if !state.is_same {
-            state.process = found.process;
-        }
-        self.changed.notify_all();
+        let mut last = self.last.lock();
+        *last = Last {
+            is_same: last.runs() == Some(true) && last.pid == found.pid,
+            is_lent: found.is_lent(),
+            pid: found.pid,
+            process: found.process,
+            ..Last::default()
+        };
         Ok(socket)
     }
 
@@ -285,7 +311,7 @@ impl Locate for Finder {
     }
 
     fn is_same_machine(&self) -> bool {
-        self.state.lock().is_same
+        self.last.lock().is_same
     }
 }
 
@@ -302,12 +328,12 @@ fn connect_to(address: &str, found: &Found, deadline: Instant) -> io::Result<Soc
         false => address.parse().map_err(io::Error::other)?,
     };
     let with_address = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", printable(address)));
-    let socket = target.connect(deadline).map_err(with_address)?;
+    let socket = connect(&target, deadline).map_err(with_address)?;
     if matches!(target, Address::Tcp { .. }) {
         return Ok(socket);
     }
     let peer = getsockopt(&socket, PeerCredentials)?;
-    let wanted = found.process.as_ref().map_or(0, |process| process.pid());
+    let wanted = found.pid.unwrap_or_default();
     if peer.pid() == wanted && (found.by == By::ProcessId || names::is_trusted(peer.uid())) {
         return Ok(socket);
     }

@@ -1,14 +1,15 @@
 //! libvirt's way to the monitor of a domain: its own program `virt-qemu-qmp-proxy`.
 
 use std::env;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid, mkdtemp};
 use socket2::Socket;
 
-use crate::daemon::background::hide_monitor;
-use crate::qmp::connect_held;
+use crate::qmp::{connect_held, hold};
 use crate::text::printable;
 
 const PROGRAM: &str = "virt-qemu-qmp-proxy";
@@ -41,14 +41,21 @@ pub struct Proxy {
     socket: Option<OwnedFd>,
     /// Which libvirt it asks.
     libvirt: String,
+    /// Nobody waits for it any more.
+    given_up: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    /// Starts one for the domain of this name, UUID or id, and connects to it.
+    /// Starts one for the domain of this name, UUID or id, and connects to it, unless that is `given_up`.
     ///
     /// # Errors
     /// What libvirt says, or what is missing.
-    pub fn start(domain: &str, uri: &str, deadline: Instant) -> io::Result<(Proxy, Socket)> {
+    pub fn start(
+        domain: &str,
+        uri: &str,
+        deadline: Instant,
+        given_up: Arc<AtomicBool>,
+    ) -> io::Result<(Proxy, Socket)> {
         let folder = Folder::new()?;
         let path = folder.0.join("s");
         let output = File::from(memfd_create(c"proxy", MFdFlags::MFD_CLOEXEC)?);
@@ -57,10 +64,12 @@ impl Proxy {
             output,
             socket: None,
             libvirt: format!("libvirt ({})", printable(uri)),
+            given_up,
         };
         loop {
             proxy.check(deadline)?;
-            match proxy.open(&path).and_then(|()| proxy.connect(deadline)) {
+            proxy.socket = hold(&path).ok();
+            match proxy.connect(deadline) {
                 // It has not made it yet, or does not listen there yet.
                 Err(e)
                     if matches!(
@@ -71,15 +80,6 @@ impl Proxy {
             }
             thread::sleep(POLL_INTERVAL);
         }
-    }
-
-    fn open(&mut self, path: &Path) -> io::Result<()> {
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH)
-            .open(path)?;
-        self.socket = Some(opened.into());
-        Ok(())
     }
 
     /// Connects, and waits until it begins to speak: it first asks libvirt for the version of its QEMU.
@@ -108,7 +108,7 @@ impl Proxy {
         if self.child.try_wait()?.is_some() {
             return Err(self.failure());
         }
-        if Instant::now() < deadline {
+        if Instant::now() < deadline && !self.given_up.load(Ordering::Relaxed) {
             return Ok(());
         }
         let libvirt = &self.libvirt;
@@ -155,7 +155,6 @@ fn command(domain: &str, uri: &str, socket: &Path, output: &File) -> io::Result<
     python_first.push(&path);
     let mut command = Command::new(program);
     command.env("PATH", python_first);
-    hide_monitor(&mut command);
     command.args(["-c", uri, "--", domain]).arg(socket);
     command
         .stdin(Stdio::null())

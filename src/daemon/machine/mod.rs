@@ -4,29 +4,26 @@ pub mod discover;
 pub mod finder;
 mod libvirt;
 pub mod names;
-mod namespace;
+pub mod namespace;
 mod pidfd;
 
 use std::ffi::OsString;
-use std::io::{self, IoSliceMut};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::mpsc::channel;
-use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::warn;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
-use parking_lot::{Condvar, Mutex};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::background::hide_monitor;
 use crate::daemon::machine::pidfd::Process;
 use crate::daemon::signals::Inherited;
+use crate::daemon::{Error, wait_until};
+use crate::process::pass_descriptor;
 use crate::qmp::{self, Monitor};
 
 /// How long QEMU has to end after each thing that is said to it.
@@ -36,185 +33,134 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A QEMU that we started, by a command that may be QEMU itself, a wrapper around it, or one that QEMU
 /// leaves behind (`-daemonize`).
-#[derive(Clone)]
-pub struct Machine(Arc<Processes>);
-
-struct Processes {
-    command: Process,
-    /// Of the command, once it has ended.
-    status: Mutex<Option<u8>>,
-    ended: Condvar,
-    /// The process that speaks at the monitor, once it has spoken.
-    qemu: OnceLock<Process>,
-}
-
-/// A command that could not be started, and the exit status that shells give for that.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot run {program}: {source}")]
-pub struct StartError {
-    program: String,
-    source: io::Error,
-}
-
-impl StartError {
-    /// 127 when there is no such program, else 126, as shells have it.
-    pub fn status(&self) -> u8 {
-        if self.source.kind() == io::ErrorKind::NotFound {
-            127
-        } else {
-            126
-        }
-    }
+pub struct Machine {
+    command: Child,
+    /// The process that speaks at the monitor, if that is another one.
+    other: Option<Process>,
 }
 
 /// Starts QEMU with one end of a socket pair as its monitor, and returns the other end. QEMU keeps the
 /// terminal and everything else that we have, and gets the signals as we got them.
 ///
 /// # Errors
-/// When the command cannot be started.
-pub fn start(command: &[OsString], inherited: Inherited) -> Result<(Machine, UnixStream), StartError> {
-    let failed = |source| StartError {
-        program: command
-            .first()
-            .map(|p| p.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        source,
+/// When the command cannot be started; with the status 127 when there is no such program, else 126, as shells have it.
+pub fn start(command: &[OsString], inherited: Inherited) -> Result<(Machine, UnixStream), Error> {
+    let program = command.first().cloned().unwrap_or_default();
+    let failed = |source: io::Error| Error {
+        message: Some(format!("cannot run {}: {source}", program.display())),
+        status: if source.kind() == ErrorKind::NotFound {
+            127
+        } else {
+            126
+        },
     };
-    let (program, arguments) = command
-        .split_first()
-        .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     // So that what QEMU sends tells which process it is.
     setsockopt(&ours, sockopt::PassCred, &true).map_err(|e| failed(e.into()))?;
     let monitor = theirs.as_raw_fd();
-    let mut process = Command::new(program);
+    let mut process = Command::new(&program);
     process
-        .args(arguments)
+        .args(command.iter().skip(1))
         .args(["-chardev", &format!("socket,id=qom-fuse,fd={monitor}")])
         // The same as `-mon chardev=qom-fuse,mode=control`, of which QEMU 11.1 complains.
         .args(["-qmp", "chardev:qom-fuse"]);
-    hide_monitor(&mut process);
+    pass_descriptor(&mut process, monitor);
     // SAFETY: between fork and exec only functions are called that are async-signal-safe.
-    unsafe {
-        process.pre_exec(move || match libc::fcntl(monitor, libc::F_SETFD, 0) {
-            0 => inherited.restore(),
-            _ => Err(io::Error::last_os_error()),
-        });
-    }
-    // Before there is a command: nothing may fail after that and leave it alone.
-    let (started, awaited) = channel::<(Child, Arc<Processes>)>();
-    let wait = move || {
-        let Ok((mut child, processes)) = awaited.recv() else {
-            return;
-        };
-        let status = child.wait().map_or(1, status_of);
-        *processes.status.lock() = Some(status);
-        processes.ended.notify_all();
-    };
-    let spawned = thread::Builder::new().name("command".into()).spawn(wait);
-    spawned.map_err(failed)?;
-    let child = process.spawn().map_err(failed)?;
-    let processes = Arc::new(Processes {
-        command: Process::of(i32::try_from(child.id()).unwrap_or(i32::MAX)),
-        status: Mutex::default(),
-        ended: Condvar::new(),
-        qemu: OnceLock::new(),
-    });
-    let _ = started.send((child, processes.clone()));
-    Ok((Machine(processes), ours))
+    unsafe { process.pre_exec(move || inherited.restore()) };
+    let command = process.spawn().map_err(failed)?;
+    Ok((Machine { command, other: None }, ours))
 }
 
 impl Machine {
     /// Waits until QEMU speaks at its monitor or hangs up, and learns which process it is. False when
-    /// it does neither within `limit`, or before something else needs to be done.
-    pub fn wait_for_greeting(
-        &self,
-        monitor: &UnixStream,
-        limit: Duration,
-        interrupted: impl Fn() -> bool,
-    ) -> bool {
-        let until = Instant::now() + limit;
-        let look = PollTimeout::try_from(POLL_INTERVAL).unwrap_or(PollTimeout::ZERO);
-        while Instant::now() < until && !interrupted() {
-            let mut fds = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
-            if matches!(poll(&mut fds, look), Ok(n) if n > 0) {
-                let process = sender(monitor).map(Process::of);
-                if let Some(process) = process.filter(|process| !process.ends_within(Duration::ZERO)) {
-                    let _ = self.0.qemu.set(process);
-                }
-                return true;
-            }
+    /// it does neither within a moment.
+    pub fn has_spoken(&mut self, monitor: &UnixStream) -> bool {
+        let wait = PollTimeout::try_from(POLL_INTERVAL).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
+        let spoken = poll(&mut fds, wait).is_ok_and(|n| n > 0);
+        if spoken && let Some(pid) = sender(monitor) {
+            let other = (pid != Pid::from_child(&self.command)).then(|| Process::of(pid));
+            self.other = other.filter(|process| !process.has_ended());
         }
-        false
+        spoken
     }
 
-    /// The process that is to be ended, and to be waited for: the command if no other is known.
-    fn qemu(&self) -> &Process {
-        self.0.qemu.get().unwrap_or(&self.0.command)
+    /// Whether QEMU has ended, whatever becomes of its command.
+    pub fn has_ended(&mut self) -> bool {
+        let status = self.status_of_command();
+        self.other.as_ref().map_or(status.is_some(), Process::has_ended)
     }
 
-    /// Whether QEMU ends within this time, whatever becomes of its command.
-    pub fn ends_within(&self, limit: Duration) -> bool {
-        self.qemu().ends_within(limit)
-    }
-
-    /// Waits for QEMU and its command to end, at most for `limit`; gives the exit status of the command,
-    /// or 128 and the number of the signal that killed it.
-    pub fn wait_for(&self, limit: Duration) -> Option<u8> {
-        let until = Instant::now() + limit;
-        if !self.ends_within(limit) {
-            return None;
-        }
-        let mut status = self.0.status.lock();
-        while status.is_none() {
-            if self.0.ended.wait_until(&mut status, until).timed_out() {
-                break;
-            }
-        }
-        *status
+    /// Once QEMU and its command have ended: the exit status of the command, or 128 and the number of the signal
+    /// that killed it.
+    pub fn exit_status(&mut self) -> Option<u8> {
+        let status = self.status_of_command();
+        status.filter(|_| self.has_ended())
     }
 
     /// The same, if that is soon.
-    pub fn wait_a_moment(&self) -> Option<u8> {
-        self.wait_for(TERM_TIMEOUT)
+    pub fn exits_soon(&mut self) -> Option<u8> {
+        wait_until(TERM_TIMEOUT, POLL_INTERVAL, || self.exit_status().is_some());
+        self.exit_status()
+    }
+
+    fn status_of_command(&mut self) -> Option<u8> {
+        self.command
+            .try_wait()
+            .map_or(Some(1), |status| status.map(status_of))
     }
 
     /// Ends QEMU: by `quit`, by SIGTERM, by SIGKILL; gives the exit status of its command.
-    pub fn end(&self, monitor: &Monitor) -> u8 {
-        let until = Instant::now() + TERM_TIMEOUT;
+    pub fn end(&mut self, monitor: &Monitor) -> u8 {
         let mut asked = None;
-        while Instant::now() < until {
+        let ended = wait_until(TERM_TIMEOUT, POLL_INTERVAL, || {
             // It cannot be sent while an earlier reply is overdue. Its own does not matter.
-            asked = asked.or_else(|| monitor.try_send(&qmp::command("quit")));
-            if let Some(status) = self.wait_for(POLL_INTERVAL) {
-                return status;
-            }
+            asked = asked.take().or_else(|| monitor.try_send(&qmp::command("quit")));
+            self.exit_status().is_some()
+        });
+        if !ended {
+            warn!("QEMU is still there; sending SIGTERM");
+            return self.kill();
         }
-        warn!("QEMU is still there; sending SIGTERM");
-        self.kill()
+        self.exit_status().unwrap_or(1)
     }
 
     /// Ends QEMU by signals, and its command if that does not end with it; gives its exit status.
-    pub fn kill(&self) -> u8 {
-        for (process, patience) in [(self.qemu(), Duration::ZERO), (&self.0.command, TERM_TIMEOUT)] {
-            for (signal, patience) in [(Signal::SIGTERM, patience), (Signal::SIGKILL, TERM_TIMEOUT)] {
-                if process.ends_within(patience) {
-                    break;
-                }
-                if signal == Signal::SIGKILL {
-                    warn!("QEMU is still there; sending SIGKILL");
-                }
-                if let Err(e) = process.signal(signal) {
-                    warn!("cannot end QEMU: {e}");
-                }
-            }
+    pub fn kill(&mut self) -> u8 {
+        let mut patience = Duration::ZERO;
+        if let Some(qemu) = &self.other {
+            terminate(patience, || qemu.has_ended(), |signal| qemu.signal(signal));
+            patience = TERM_TIMEOUT;
         }
-        self.wait_a_moment().unwrap_or(1)
+        let pid = Pid::from_child(&self.command);
+        let has_ended = || self.status_of_command().is_some();
+        terminate(patience, has_ended, |signal| Ok(kill_process(pid, signal)?));
+        self.exits_soon().unwrap_or(1)
+    }
+}
+
+/// Ends a process by signals, unless it ends by itself within `patience`.
+fn terminate(
+    mut patience: Duration,
+    mut has_ended: impl FnMut() -> bool,
+    send: impl Fn(Signal) -> io::Result<()>,
+) {
+    for signal in [Signal::TERM, Signal::KILL] {
+        if wait_until(patience, POLL_INTERVAL, &mut has_ended) {
+            return;
+        }
+        if signal == Signal::KILL {
+            warn!("QEMU is still there; sending SIGKILL");
+        }
+        if let Err(e) = send(signal) {
+            warn!("cannot end QEMU: {e}");
+        }
+        patience = TERM_TIMEOUT;
     }
 }
 
 /// The process that sent what is to be read next, as far as the kernel tells.
-fn sender(socket: &UnixStream) -> Option<i32> {
+fn sender(socket: &UnixStream) -> Option<Pid> {
     let mut byte = [0];
     let mut buffers = [IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!(UnixCredentials);
@@ -224,7 +170,7 @@ fn sender(socket: &UnixStream) -> Option<i32> {
         ControlMessageOwned::ScmCredentials(credentials) => Some(credentials.pid()),
         _ => None,
     });
-    pid.filter(|pid| *pid > 0)
+    pid.filter(|pid| *pid > 0).and_then(Pid::from_raw)
 }
 
 fn status_of(status: ExitStatus) -> u8 {
@@ -245,20 +191,17 @@ mod tests {
         let inherited = Inherited::take().unwrap();
         let run = |script: &str| {
             let command = ["sh", "-c", script].map(OsString::from);
-            let (machine, _monitor) = start(&command, inherited).unwrap();
-            machine.wait_for(Duration::from_secs(10)).unwrap()
+            let (mut machine, _monitor) = start(&command, inherited).unwrap();
+            let ended = || machine.exit_status().is_some();
+            assert!(wait_until(Duration::from_secs(10), POLL_INTERVAL, ended));
+            machine.exit_status().unwrap()
         };
         assert_eq!(run("exit 7"), 7);
         assert_eq!(run("kill -TERM $$"), 128 + 15);
         let missing = start(&["/nonexistent/qemu".into()], inherited).err().unwrap();
-        assert_eq!(missing.status(), 127);
-        assert!(
-            missing.to_string().contains("cannot run /nonexistent/qemu"),
-            "{missing}"
-        );
-        assert_eq!(
-            start(&["/dev/null".into()], inherited).err().unwrap().status(),
-            126
-        );
+        assert_eq!(missing.status, 127);
+        let message = missing.message.unwrap();
+        assert!(message.contains("cannot run /nonexistent/qemu"), "{message}");
+        assert_eq!(start(&["/dev/null".into()], inherited).err().unwrap().status, 126);
     }
 }

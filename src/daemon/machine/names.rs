@@ -5,7 +5,8 @@ use std::fs;
 
 use nix::unistd::{Uid, User, getuid};
 
-use super::discover::{Machine, MonitorAt, Table, word};
+use super::discover::{Machine, MonitorAt};
+use crate::cli::list::{Table, word};
 
 /// Accounts that libvirt's QEMUs run as. Debian gives it a number among those of people.
 const ACCOUNTS_OF_LIBVIRT: [&str; 2] = ["libvirt-qemu", "qemu"];

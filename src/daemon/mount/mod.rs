@@ -1,33 +1,25 @@
-//! The mount itself: /dev/fuse, mount(2) or fusermount3.
+//! The mount itself: mount(2), or fusermount3 for who is not root.
 //!
 //! Done here and not by fuser, whose mount(2) does not show the type `fuse.qom-fuse`.
 
+mod direct;
+mod fusermount;
 pub mod mounted;
 mod mountinfo;
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::debug;
-use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::unistd::{getgid, getuid};
 
-use crate::daemon::background::{close_all_but, hide_monitor};
+use crate::cli::MountOptions;
 use crate::daemon::mount::mounted::{Mounted, take_away};
 use crate::daemon::mount::mountinfo::mount_lines;
-
-/// Makes a second connection to what a first one, whose number it reads, is connected to (Linux 4.2).
-const FUSE_DEV_IOC_CLONE: libc::Ioctl = libc::_IOR::<u32>(229, 0);
 
 /// The most that one request reads, in bytes. For each, the kernel pins as much of the reader's buffer, be it
 /// filled or not, and `grep` and `cat` come with 96 or 128 KiB for values of a few bytes.
@@ -36,43 +28,24 @@ const MAX_READ: u32 = 16384;
 /// How long a mount point may be locked by others.
 const LOCK_WAITS: Duration = Duration::from_secs(5);
 
-/// How to mount.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Shown as the source.
-    pub source: String,
-    /// Shown in the type, after `fuse.`.
-    pub subtype: String,
-    pub read_only: bool,
-    /// Others than the mounting user may use it, as far as the modes let them.
-    pub allow_other: bool,
-    /// The kernel judges by owner and mode.
-    pub default_permissions: bool,
-    pub no_exec: bool,
-    pub no_atime: bool,
-}
-
-/// Mounts at an existing directory and gives the connection to the kernel.
+/// Mounts at the mount point of `options` and gives the connection to the kernel. `source` is what mount(8) shows.
 ///
 /// # Errors
 /// Why the kernel or fusermount3 would not.
-pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> {
+pub fn mount(source: &str, options: &MountOptions) -> io::Result<(OwnedFd, Mounted)> {
+    let point = &options.fs.mount_point;
     // Two that start at once must not both find the place free: the lower one could never be
     // taken away before the upper one. The lock is on the directory, and gone with this call.
     let place = File::open(point);
     if let Ok(place) = &place {
         lock(place)?;
     }
-    if is_mount_of(point, &format!("fuse.{}", options.subtype)) {
+    if is_mount_of(point, &options.fs_type()) {
         let why = "a QEMU is mounted there already (fusermount3 -u takes it away)";
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        return Err(io::Error::new(ErrorKind::AlreadyExists, why));
     }
-    let device = match direct(point, options) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            let needs = |e| io::Error::other(format!("fusermount3 cannot unmount without /proc: {e}"));
-            mount_lines().map_err(needs)?;
-            by_fusermount(point, options)?
-        }
+    let device = match direct::mount(source, options) {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => fusermount::mount(source, options)?,
         other => other?,
     };
     match Mounted::at(point) {
@@ -83,6 +56,17 @@ pub fn mount(point: &Path, options: &Options) -> io::Result<(OwnedFd, Mounted)> 
             Err(e)
         }
     }
+}
+
+/// The options of a mount by their words, with the flag of mount(2) where there is one, and whether they are given.
+fn words(options: &MountOptions) -> [(&'static str, MsFlags, bool); 5] {
+    [
+        ("ro", MsFlags::MS_RDONLY, options.fs.read_only),
+        ("noexec", MsFlags::MS_NOEXEC, options.no_exec),
+        ("noatime", MsFlags::MS_NOATIME, options.no_atime),
+        ("allow_other", MsFlags::empty(), options.lets_others_in()),
+        ("default_permissions", MsFlags::empty(), options.kernel_judges()),
+    ]
 }
 
 /// Locks a mount point, which others hold only as long as it takes to mount, unless somebody else has
@@ -102,7 +86,7 @@ fn lock(place: &File) -> io::Result<()> {
             }
             Err(TryLockError::WouldBlock) => {
                 let why = "another program has locked the directory (see: lslocks)";
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
+                return Err(io::Error::new(ErrorKind::WouldBlock, why));
             }
         }
     }
@@ -111,181 +95,9 @@ fn lock(place: &File) -> io::Result<()> {
 /// True when a filesystem of this type is mounted right there.
 pub fn is_mount_of(point: &Path, fs_type: &str) -> bool {
     mount_lines().is_ok_and(|lines| {
-        lines
-            .iter()
-            .rfind(|line| line.point == point)
-            .is_some_and(|line| line.fs_type == fs_type)
+        let top = lines.iter().rfind(|line| line.point == point);
+        top.is_some_and(|line| line.fs_type == fs_type)
     })
-}
-
-fn open_device() -> io::Result<OwnedFd> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
-    Ok(device.into())
-}
-
-/// The connection to the kernel for a thread that may have to wait in it until requests are answered: one of
-/// its own, in a table of descriptors of its own. The kernel ends the requests that were read from a connection
-/// when nobody has that open any more. So the end of the process, whatever brings it about, ends what such a
-/// thread waits for; with a table that it shares, it would keep the other connection open meanwhile.
-/// `shared` is the other connection, which nobody may close: this thread's table has it no more.
-///
-/// # Errors
-/// When no descriptor is left.
-pub fn detach_thread(shared: RawFd) -> io::Result<File> {
-    // SAFETY: nobody closes it.
-    let shared = unsafe { BorrowedFd::borrow_raw(shared) };
-    // SAFETY: a plain system call.
-    if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
-        return shared.try_clone_to_owned().map(File::from);
-    }
-    let own = open_device().ok().filter(|own| {
-        let number = shared.as_raw_fd() as u32;
-        // SAFETY: it reads a number that lives as long as the call.
-        unsafe { libc::ioctl(own.as_raw_fd(), FUSE_DEV_IOC_CLONE, &number) == 0 }
-    });
-    let own = own.map_or_else(|| shared.try_clone_to_owned(), Ok)?;
-    close_all_but(0, own.as_raw_fd());
-    Ok(own.into())
-}
-
-fn direct(point: &Path, options: &Options) -> io::Result<OwnedFd> {
-    let device = open_device().map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => io::Error::new(
-            e.kind(),
-            "there is no /dev/fuse (try: modprobe fuse; in a container, --device /dev/fuse)",
-        ),
-        _ => e,
-    })?;
-    let mut data = format!(
-        "fd={},rootmode={:o},user_id={},group_id={},max_read={MAX_READ}",
-        device.as_raw_fd(),
-        fs::metadata(point)?.mode() & libc::S_IFMT,
-        getuid(),
-        getgid()
-    );
-    for (given, word) in [
-        (options.allow_other, ",allow_other"),
-        (options.default_permissions, ",default_permissions"),
-    ] {
-        if given {
-            data.push_str(word);
-        }
-    }
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    flags.set(MsFlags::MS_RDONLY, options.read_only);
-    flags.set(MsFlags::MS_NOEXEC, options.no_exec);
-    flags.set(MsFlags::MS_NOATIME, options.no_atime);
-    let fs_type = format!("fuse.{}", options.subtype);
-    nix::mount::mount(
-        Some(options.source.as_str()),
-        point,
-        Some(fs_type.as_str()),
-        flags,
-        Some(data.as_str()),
-    )
-    .map_err(|e| match e {
-        Errno::EPERM | Errno::EACCES => io::ErrorKind::PermissionDenied.into(),
-        other => io::Error::from(other),
-    })?;
-    Ok(device)
-}
-
-/// Mounts through the setuid helper, which sends the device back over a socket.
-fn by_fusermount(point: &Path, options: &Options) -> io::Result<OwnedFd> {
-    // A comma or backslash in a value would end it.
-    let escaped = |text: &str| text.replace('\\', r"\\").replace(',', r"\,");
-    let mut words = vec![
-        format!("fsname={}", escaped(&options.source)),
-        format!("subtype={}", escaped(&options.subtype)),
-        "nosuid".into(),
-        "nodev".into(),
-        format!("max_read={MAX_READ}"),
-    ];
-    for (given, word) in [
-        (options.read_only, "ro"),
-        (options.allow_other, "allow_other"),
-        (options.default_permissions, "default_permissions"),
-        (options.no_exec, "noexec"),
-        (options.no_atime, "noatime"),
-    ] {
-        if given {
-            words.push(word.into());
-        }
-    }
-    let (ours, theirs) = UnixStream::pair()?;
-    let inherited = theirs.as_raw_fd();
-    let mut command = Command::new("fusermount3");
-    command
-        .args(["-o", &words.join(","), "--"])
-        .arg(point)
-        .env("_FUSE_COMMFD", inherited.to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    hide_monitor(&mut command);
-    // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
-    unsafe {
-        std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
-            match libc::fcntl(inherited, libc::F_SETFD, 0) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        });
-    }
-    let mut child = command.spawn().map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => io::Error::new(
-            e.kind(),
-            "only root can mount without fusermount3, which is not installed (package fuse3)",
-        ),
-        _ => e,
-    })?;
-    drop(theirs);
-    let device = receive_descriptor(&ours);
-    let mut said = String::new();
-    if let Some(stderr) = &mut child.stderr {
-        let _ = stderr.take(64 << 10).read_to_string(&mut said);
-    }
-    let status = child.wait();
-    match device {
-        // It is sent once it is mounted.
-        Some(device) => Ok(device),
-        None => {
-            // It may have been killed after it had mounted. Nobody else has: the folder was free, and is locked.
-            if is_mount_of(point, &format!("fuse.{}", options.subtype)) {
-                let _ = take_away(point, MntFlags::empty());
-            }
-            Err(io::Error::other(
-                match status.is_ok_and(|status| status.success()) {
-                    true => "no descriptor is left for the connection to the kernel".to_owned(),
-                    false => format!("fusermount3 failed: {}", said.trim()),
-                },
-            ))
-        }
-    }
-}
-
-fn receive_descriptor(socket: &UnixStream) -> Option<OwnedFd> {
-    let mut byte = [0u8];
-    let mut buffers = [IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let message = loop {
-        match recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut buffers,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Err(Errno::EINTR) => {}
-            other => break other.ok()?,
-        }
-    };
-    let mut descriptors = message.cmsgs().ok()?.flat_map(|control| match control {
-        ControlMessageOwned::ScmRights(descriptors) => descriptors,
-        _ => Vec::new(),
-    });
-    let device = descriptors.next()?;
-    // SAFETY: the kernel has just installed this descriptor for us, and nobody else knows it.
-    Some(unsafe { OwnedFd::from_raw_fd(device) })
 }
 
 /// A mount point from the command line, absolute and without links.
@@ -293,22 +105,19 @@ fn receive_descriptor(socket: &UnixStream) -> Option<OwnedFd> {
 /// # Errors
 /// What is wrong with it.
 pub fn check_point(point: &Path) -> io::Result<PathBuf> {
-    let shown = String::from_utf8_lossy(point.as_os_str().as_bytes()).into_owned();
+    let shown = point.display();
     let absolute = point.canonicalize().map_err(|e| match e.raw_os_error() {
         Some(libc::ENOENT) => io::Error::new(e.kind(), format!("it does not exist (try: mkdir {shown})")),
-        Some(libc::ENOTCONN) => io::Error::new(
-            e.kind(),
-            format!("a dead mount is in the way (try: fusermount3 -u {shown})"),
-        ),
+        Some(libc::ENOTCONN) => {
+            let why = format!("a dead mount is in the way (try: fusermount3 -u {shown})");
+            io::Error::new(e.kind(), why)
+        }
         _ => e,
     })?;
-    if !fs::metadata(&absolute)?.is_dir() {
-        return Err(io::Error::new(
-            io::ErrorKind::NotADirectory,
-            "it is not a directory",
-        ));
+    match fs::metadata(&absolute)?.is_dir() {
+        true => Ok(absolute),
+        false => Err(io::Error::new(ErrorKind::NotADirectory, "it is not a directory")),
     }
-    Ok(absolute)
 }
 
 #[cfg(test)]

@@ -2,21 +2,18 @@
 //!
 //! Done here and not by fuser, whose unmount takes away whatever is mounted at the path, be it ours or not.
 
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use nix::mount::MntFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::geteuid;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use crate::daemon::background::hide_monitor;
-use crate::daemon::mount::mountinfo::{Line, mount_lines};
+use super::fusermount;
+use super::mountinfo::{Line, mount_lines};
 
 /// A mount of ours. The kernel gives the plain id and the device number of a mount that is gone
 /// to the next one at once, so both together are no proof; the unique id (Linux 6.8) is.
@@ -35,7 +32,7 @@ impl Mounted {
     /// # Errors
     /// When neither statx (Linux 5.8) nor /proc tells.
     pub fn at(point: &Path) -> io::Result<Mounted> {
-        let (id, device) = match mount_id(point, libc::STATX_MNT_ID) {
+        let (id, device) = match mount_id(point, StatxFlags::MNT_ID) {
             Some(found) => found,
             None => mount_lines()?
                 .into_iter()
@@ -124,7 +121,7 @@ impl Mounted {
                 ours.point.clone()
             }
             // Without /proc: where it was, or nowhere.
-            Err(e) => match mount_id(&self.point, libc::STATX_MNT_ID) {
+            Err(e) => match mount_id(&self.point, StatxFlags::MNT_ID) {
                 Some((id, device)) if id == self.id && device == self.device => self.point.clone(),
                 Some(_) => return Ok(None),
                 None => return Err(e),
@@ -151,44 +148,22 @@ pub(crate) fn take_away(place: &Path, how: MntFlags) -> io::Result<()> {
     let flags = how | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
     match nix::mount::umount2(place, flags) {
         Ok(()) => Ok(()),
-        Err(_) if !geteuid().is_root() => {
-            let mut helper = Command::new("fusermount3");
-            hide_monitor(&mut helper)
-                .args(["-u", "-z", "--"])
-                .arg(place)
-                .stdin(Stdio::null());
-            let done = match helper.output() {
-                // There may be no further process: then this one becomes it.
-                Err(_) if how.contains(MntFlags::MNT_FORCE) => return Err(helper.exec()),
-                done => done?,
-            };
-            match done.status.success() {
-                true => Ok(()),
-                false => Err(io::Error::other(
-                    String::from_utf8_lossy(&done.stderr).trim().to_owned(),
-                )),
-            }
-        }
+        Err(_) if !geteuid().is_root() => fusermount::unmount(place, how.contains(MntFlags::MNT_FORCE)),
         Err(e) => Err(e.into()),
     }
 }
 
 /// The id of the mount at a path that no other mount ever has; `None` before Linux 6.8.
 fn unique_id(point: &Path) -> Option<u64> {
-    mount_id(point, libc::STATX_MNT_ID_UNIQUE).map(|(id, _)| id)
+    let kind = StatxFlags::from_bits_retain(libc::STATX_MNT_ID_UNIQUE);
+    mount_id(point, kind).map(|(id, _)| id)
 }
 
-/// An id of the mount at a path, of a kind that statx knows, and the device number of its filesystem.
-fn mount_id(point: &Path, kind: u32) -> Option<(u64, String)> {
-    let path = CString::new(point.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zero is a valid statx, which the call fills; the path ends with a NUL. What
-    // the kernel has cached will do: the filesystem itself is not asked.
-    let (result, found) = unsafe {
-        let mut found: libc::statx = std::mem::zeroed();
-        let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC | libc::AT_SYMLINK_NOFOLLOW;
-        let result = libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, kind, &mut found);
-        (result, found)
-    };
+/// An id of the mount at a path, of a kind that statx knows, and the device number of its filesystem. What the kernel
+/// has cached will do: the filesystem itself is not asked.
+fn mount_id(point: &Path, kind: StatxFlags) -> Option<(u64, String)> {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    let found = statx(CWD, point, flags, kind).ok()?;
     let device = format!("{}:{}", found.stx_dev_major, found.stx_dev_minor);
-    (result == 0 && found.stx_mask & kind != 0).then_some((found.stx_mnt_id, device))
+    (found.stx_mask & kind.bits() != 0).then_some((found.stx_mnt_id, device))
 }

@@ -27,9 +27,9 @@ pub fn mount_lines() -> io::Result<Vec<Line>> {
 /// `36 35 98:0 /root /point options… - type source …`, with odd bytes as `\ooo`.
 fn parse_line(line: &[u8]) -> Option<Line> {
     let mut fields = line.split(|b| *b == b' ');
-    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = String::from_utf8_lossy(fields.nth(1)?).into_owned();
-    let point = unescape(fields.nth(1)?);
+    let point = unescape(fields.nth(1)?)?;
     let mut rest = fields.skip_while(|field| *field != b"-");
     let fs_type = String::from_utf8_lossy(rest.nth(1)?).into_owned();
     Some(Line {
@@ -40,26 +40,16 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     })
 }
 
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, after)) = rest.split_first() {
-        let octal = (first == b'\\')
-            .then(|| after.get(..3))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                out.push(first);
-                rest = after;
-            }
-        }
+/// Undoes the `\ooo` of blanks, backslashes and the like.
+fn unescape(field: &[u8]) -> Option<Vec<u8>> {
+    let mut parts = field.split(|b| *b == b'\\');
+    let mut out = parts.next()?.to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(3)?;
+        out.push(u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok()?);
+        out.extend(rest);
     }
-    out
+    Some(out)
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::fs::dir::listing::Entry;
 use crate::fs::error::Doing;
 use crate::fs::{Error, Ino, ROOT, Result, Tree, Wait};
 use crate::limits::DESCRIPTION_BYTES;
-use crate::qom::{Description, Kind, Path, Property, Request};
+use crate::qom::{Description, Kind, Path, Request, child_type};
 
 type OfType = Arc<HashMap<String, Description>>;
 
@@ -20,25 +21,40 @@ pub struct Descriptions {
     root: Option<String>,
 }
 
+/// Those that a file or directory may have; a link has `qom.type` and `qom.error`, which are not listed: nothing
+/// keeps them outside of the mount, so what copies all attributes would fail.
+const NAMES: [&str; 4] = [
+    "user.qom.type",
+    "user.qom.description",
+    "user.qom.default",
+    "user.qom.error",
+];
+
 impl Tree {
     /// The value of an extended attribute.
     ///
     /// # Errors
     /// ENODATA when there is none, or why QEMU does not tell.
     pub fn extended_attribute(&self, ino: Ino, name: &str, wait: Wait) -> Result<Vec<u8>> {
-        if self.inodes.lock().temporary_target(ino).is_some() {
+        let inodes = self.inodes.lock();
+        if inodes.temporary_target(ino).is_some() {
             return Err(libc::ENODATA.into());
         }
-        let kind = self.kind(ino)?;
-        let value = match (kind, name) {
-            (Kind::Link, "qom.type") | (Kind::Value | Kind::Child, "user.qom.type") => {
-                Some(self.declared(ino, wait)?)
-            }
-            (Kind::Link, "qom.error") | (Kind::Value | Kind::Child, "user.qom.error") => {
-                self.inodes.lock().errors.get(ino).map(str::to_owned)
-            }
-            (Kind::Value | Kind::Child, "user.qom.description") => self.description(ino, wait)?.description,
-            (Kind::Value | Kind::Child, "user.qom.default") => self.description(ino, wait)?.default,
+        let (parent, entry) = inodes.get(ino).ok_or(libc::ENOENT)?;
+        let error = inodes.errors.get(ino).map(str::to_owned);
+        drop(inodes);
+        let is_link = entry.kind == Kind::Link;
+        // The kernel keeps `user.*` off links.
+        let name = if is_link {
+            Some(name)
+        } else {
+            name.strip_prefix("user.")
+        };
+        let value = match name {
+            Some("qom.type") => Some(self.declared(ino, &entry, wait)?),
+            Some("qom.error") => error,
+            Some("qom.description") if !is_link => self.description(parent, &entry, wait)?.description,
+            Some("qom.default") if !is_link => self.description(parent, &entry, wait)?.default,
             _ => None,
         };
         value.map(String::into_bytes).ok_or_else(|| libc::ENODATA.into())
@@ -49,18 +65,9 @@ impl Tree {
     /// # Errors
     /// Why QEMU does not tell.
     pub fn extended_attributes(&self, ino: Ino, wait: Wait) -> Result<Vec<u8>> {
-        let names: &[&str] = match self.kind(ino)? {
-            // Nothing keeps them outside of the mount, so what copies all attributes would fail.
-            Kind::Link => &[],
-            _ => &[
-                "user.qom.type",
-                "user.qom.description",
-                "user.qom.default",
-                "user.qom.error",
-            ],
-        };
         let mut list = Vec::new();
-        for name in names {
+        let (_, entry) = self.inodes.lock().get(ino).ok_or(libc::ENOENT)?;
+        for name in NAMES.iter().filter(|_| entry.kind != Kind::Link) {
             match self.extended_attribute(ino, name, wait) {
                 Ok(_) => list.extend(name.bytes().chain([0])),
                 Err(e) if e.errno == libc::ENODATA => {}
@@ -70,15 +77,8 @@ impl Tree {
         Ok(list)
     }
 
-    fn kind(&self, ino: Ino) -> Result<Kind> {
-        let found = self.inodes.lock().get(ino);
-        Ok(found.ok_or(libc::ENOENT)?.1.kind)
-    }
-
     /// The declared type of a property; for the root, which nobody declares, its own.
-    fn declared(&self, ino: Ino, wait: Wait) -> Result<String> {
-        let found = self.inodes.lock().get(ino);
-        let (_, entry) = found.ok_or(libc::ENOENT)?;
+    fn declared(&self, ino: Ino, entry: &Entry, wait: Wait) -> Result<String> {
         if ino != ROOT {
             return Ok(entry.declared.to_string());
         }
@@ -93,28 +93,16 @@ impl Tree {
         Ok(self.descriptions.lock().root.insert(name).clone())
     }
 
-    /// What the type of the object around a property says of it.
-    fn description(&self, ino: Ino, wait: Wait) -> Result<Description> {
-        if ino == ROOT {
+    /// What the type of the object around a property says of it. Nothing is around the root.
+    fn description(&self, parent: Ino, entry: &Entry, wait: Wait) -> Result<Description> {
+        if entry.name.is_empty() {
             return Ok(Description::default());
         }
-        let found = self.inodes.lock().get(ino);
-        let (parent, entry) = found.ok_or(libc::ENOENT)?;
-        let declared = self.declared(parent, wait)?;
-        let object_type = if parent == ROOT {
-            declared
-        } else {
-            let property = Property {
-                name: "".into(),
-                declared: declared.into(),
-            };
-            property.child_type().unwrap_or_default().to_owned()
-        };
-        Ok(self
-            .of_type(&object_type, wait)?
-            .get(&*entry.name)
-            .cloned()
-            .unwrap_or_default())
+        let (_, object) = self.inodes.lock().get(parent).ok_or(libc::ENOENT)?;
+        let declared = self.declared(parent, &object, wait)?;
+        let object_type = child_type(&declared).unwrap_or(&declared);
+        let described = self.of_type(object_type, wait)?;
+        Ok(described.get(&*entry.name).cloned().unwrap_or_default())
     }
 
     fn of_type(&self, type_name: &str, wait: Wait) -> Result<OfType> {

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::qmp::Charge;
-use crate::qom::{Error, PendingReply, Valued};
+use crate::qom::{Charge, Error, PendingReply, Valued};
 
 /// What a reply may weigh, in bytes, for the parts of other objects to be kept until they are
 /// wanted. That of eight CPUs weighs two fifths of it.

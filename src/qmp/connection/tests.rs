@@ -1,21 +1,16 @@
 use super::super::handshake::tests::GREETING;
-use super::super::wire::{Event, command};
+use super::super::reader::read_all;
+use super::super::wire::command;
 use super::*;
 use std::io::{Read, Write};
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
+use std::thread;
 
 const LARGE: usize = 1 << 20;
 
-struct Deaf;
-
-impl Listener for Deaf {
-    fn event(&self, _: Event) {}
-    fn closed(&self, _: &Arc<Closed>) {}
-}
-
 /// A connection, and the peer after the handshake.
-fn connected(timeout: Duration) -> (Connection, UnixStream) {
+fn connected(timeout: Duration) -> (Arc<Connection>, UnixStream) {
     let (ours, mut peer) = UnixStream::pair().unwrap();
     let hello = thread::spawn(move || {
         peer.write_all(GREETING).unwrap();
@@ -24,7 +19,9 @@ fn connected(timeout: Duration) -> (Connection, UnixStream) {
         peer
     });
     let address = Address::Fd(ours.into_raw_fd());
-    let connection = Connection::open(&address, timeout, true, Arc::new(Deaf)).unwrap();
+    let (connection, lines) = Connection::open(&address, timeout, true, None).unwrap();
+    let read = connection.clone();
+    thread::spawn(move || read_all(&read, lines, |_| {}));
     (connection, hello.join().unwrap())
 }
 
@@ -46,7 +43,7 @@ fn whoever_waits_for_a_reply_sends_the_rest_of_the_request() {
             peer.write_all(b"{\"return\":1}\n").unwrap();
             peer
         });
-        assert_eq!(pending.wait().unwrap().get(), "1");
+        assert_eq!(pending.wait().unwrap().json.as_ref(), "1");
         answers.join().unwrap();
     }
 }
@@ -74,7 +71,7 @@ fn a_peer_that_does_not_read_ends_the_wait_and_is_told_the_rest_later() {
             sent => break sent.unwrap(),
         }
     };
-    assert_eq!(pending.wait().unwrap().get(), "2");
+    assert_eq!(pending.wait().unwrap().json.as_ref(), "2");
     answers.join().unwrap();
 }
 
@@ -85,7 +82,7 @@ fn a_reply_is_not_kept_from_its_waiter_by_the_rest_of_a_later_request() {
     let first = connection.send(b"{}").unwrap();
     let later = connection.try_send(&vec![b' '; LARGE]).unwrap();
     peer.write_all(b"{\"return\":1}\n").unwrap();
-    assert_eq!(first.wait().unwrap().get(), "1");
+    assert_eq!(first.wait().unwrap().json.as_ref(), "1");
     let ends = thread::spawn(move || {
         thread::sleep(Duration::from_millis(50));
         drop(peer);

@@ -101,8 +101,8 @@ pub fn valued(properties: &str) -> String {
 #[track_caller]
 pub fn still_serves(mount: &Mount) {
     assert_eq!(
-        read_file(mount.join("o/good")).as_deref(),
-        Ok(b"good\n".as_slice()),
+        read_file(mount.join("o/good")),
+        Ok(b"good\n".into()),
         "{}",
         mount.log()
     );

@@ -4,8 +4,6 @@
 //! And the test process itself never touches a mount: a request that the mount does not answer would hold it for ever,
 //! so all file access goes through child processes ([`sh`] and [`helper`]), which can be given up.
 
-#![allow(clippy::new_without_default)]
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -132,9 +132,6 @@ pub fn evaluations(asked: &[Asked]) -> Vec<&Asked> {
 
 /// What of an object is a file.
 pub fn values(object: &Object) -> impl Iterator<Item = &str> {
-    let plain = object
-        .props
-        .iter()
-        .filter(|prop| !prop.is_child() && !prop.is_link());
+    let plain = object.props.iter().filter(|prop| prop.is_value());
     plain.map(|prop| &*prop.name)
 }

@@ -17,6 +17,7 @@ pub struct Session {
 
 impl Session {
     /// A new folder.
+    #[allow(clippy::new_without_default)] // nothing that makes a folder is a default
     #[track_caller]
     pub fn new() -> Session {
         // Not a TempDir, which deletes everything in it: that may still be a mount.

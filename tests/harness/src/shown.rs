@@ -50,7 +50,7 @@ pub fn truth_of(truth: &Truth, path: &str, name: &str) -> Shown {
 pub fn values(objects: &[Object]) -> Vec<(&str, &str)> {
     let mut values = Vec::new();
     for Object { path, props } in objects {
-        let plain = props.iter().filter(|prop| !prop.is_child() && !prop.is_link());
+        let plain = props.iter().filter(|prop| prop.is_value());
         values.extend(plain.map(|prop| (path.as_str(), prop.name.as_str())));
     }
     values

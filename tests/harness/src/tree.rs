@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+pub use answers::json_type;
 use answers::{Hook, Inner, Object};
 
 use crate::mount::Mount;

@@ -36,6 +36,11 @@ impl Prop {
         self.kind.starts_with("child<")
     }
 
+    /// Whether it is neither: what a file shows.
+    pub fn is_value(&self) -> bool {
+        !self.is_child() && !self.is_link()
+    }
+
     /// Whether it is a link to an object.
     pub fn is_link(&self) -> bool {
         self.kind.starts_with("link<")

@@ -189,8 +189,8 @@ impl Prop {
     }
 }
 
-/// The name that QEMU has for a JSON type.
-fn json_type(value: &Value) -> &'static str {
+/// How QEMU names the JSON type of a value, in its refusals.
+pub fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",

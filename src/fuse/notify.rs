@@ -1,18 +1,23 @@
-//! The kernel's caches, and making it forget.
+//! Telling the kernel what is no longer true of what it has cached.
 
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
+use nix::sched::{CloneFlags, unshare};
 use parking_lot::Mutex;
 
-use super::{End, spawn};
-use crate::daemon::mount::detach_thread;
 use crate::fs::{Ino, Kernel};
 use crate::limits::{MESSAGES_WAITING, SIZE_THREADS};
+use crate::process::close_all_but;
+
+/// Makes a second connection to what a first one, whose number it reads, is connected to (Linux 4.2).
+const FUSE_DEV_IOC_CLONE: libc::Ioctl = libc::_IOR::<u32>(229, 0);
 
 /// How long an open waits until the kernel knows its value's length.
 const GROWTH_WAIT: Duration = Duration::from_secs(10);
@@ -35,16 +40,16 @@ impl KernelCaches {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn new(notifier: Notifier, device: OwnedFd, ends: &Sender<End>) -> io::Result<KernelCaches> {
+    pub fn new(notifier: Notifier, device: OwnedFd) -> io::Result<KernelCaches> {
         // For as long as the process lives.
         let device = device.into_raw_fd();
         let (names, of_names) = sync_channel(MESSAGES_WAITING);
         let (sizes, of_sizes) = sync_channel(MESSAGES_WAITING);
         // On threads of their own: the kernel waits until nothing else happens in a directory, or to a page.
-        start(device, ends, "forgetter", Arc::new(Mutex::new(of_names)))?;
+        start(device, "forgetter", Arc::new(Mutex::new(of_names)))?;
         let of_sizes = Arc::new(Mutex::new(of_sizes));
         for _ in 0..SIZE_THREADS {
-            start(device, ends, "sizes", of_sizes.clone())?;
+            start(device, "sizes", of_sizes.clone())?;
         }
         Ok(KernelCaches {
             notifier,
@@ -55,13 +60,8 @@ impl KernelCaches {
 }
 
 /// Starts a thread that sends messages.
-fn start(
-    device: RawFd,
-    ends: &Sender<End>,
-    name: &'static str,
-    messages: Arc<Mutex<Receiver<Message>>>,
-) -> io::Result<()> {
-    spawn(name, ends, move || {
+fn start(device: RawFd, name: &str, messages: Arc<Mutex<Receiver<Message>>>) -> io::Result<()> {
+    let send = move || {
         // Without a connection, what the kernel believes holds until its time is up.
         let Ok(mut device) = detach_thread(device) else {
             return;
@@ -74,7 +74,33 @@ fn start(
             let _ = device.write(&bytes);
             drop(done);
         }
-    })
+    };
+    thread::Builder::new().name(name.into()).spawn(send).map(drop)
+}
+
+/// The connection to the kernel for a thread that may have to wait in it until requests are answered: one of
+/// its own, in a table of descriptors of its own. The kernel ends the requests that were read from a connection
+/// when nobody has that open any more. So the end of the process, whatever brings it about, ends what such a
+/// thread waits for; with a table that it shares, it would keep the other connection open meanwhile.
+/// `shared` is the other connection, which nobody may close: this thread's table has it no more.
+///
+/// # Errors
+/// When no descriptor is left.
+fn detach_thread(shared: RawFd) -> io::Result<File> {
+    // SAFETY: nobody closes it.
+    let shared = unsafe { BorrowedFd::borrow_raw(shared) };
+    if unshare(CloneFlags::CLONE_FILES).is_err() {
+        return shared.try_clone_to_owned().map(File::from);
+    }
+    let own = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let own = own.ok().filter(|own| {
+        let number = shared.as_raw_fd() as u32;
+        // SAFETY: it reads a number that lives as long as the call.
+        unsafe { libc::ioctl(own.as_raw_fd(), FUSE_DEV_IOC_CLONE, &number) == 0 }
+    });
+    let own = own.map_or_else(|| shared.try_clone_to_owned().map(File::from), Ok)?;
+    close_all_but(0, own.as_raw_fd());
+    Ok(own)
 }
 
 impl Kernel for KernelCaches {

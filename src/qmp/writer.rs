@@ -9,15 +9,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
 /// The writing side of the socket. Nothing here takes longer than the deadline allows.
-pub(super) struct Outgoing {
+pub(super) struct Writer {
     socket: Arc<Socket>,
     /// The end of a request of which QEMU's socket took only the beginning.
     tail: Vec<u8>,
 }
 
-impl Outgoing {
-    pub fn new(socket: Arc<Socket>) -> Outgoing {
-        Outgoing {
+impl Writer {
+    pub fn new(socket: Arc<Socket>) -> Writer {
+        Writer {
             socket,
             tail: Vec::new(),
         }
@@ -89,9 +89,9 @@ mod tests {
 
     const LARGE: usize = 1_000_000;
 
-    fn pair() -> (Outgoing, UnixStream) {
+    fn pair() -> (Writer, UnixStream) {
         let (ours, peer) = UnixStream::pair().unwrap();
-        (Outgoing::new(Arc::new(OwnedFd::from(ours).into())), peer)
+        (Writer::new(Arc::new(OwnedFd::from(ours).into())), peer)
     }
 
     /// Reads as much as came, `step` bytes after each pause, until the end.
@@ -108,48 +108,48 @@ mod tests {
 
     #[test]
     fn a_peer_that_reads_now_and_then_does_not_put_the_deadline_off() {
-        let (mut outgoing, peer) = pair();
+        let (mut writer, peer) = pair();
         let timeout = Duration::from_millis(300);
         let reader = thread::spawn(move || read_slowly(peer, 36 << 10, Duration::from_millis(200)));
         let start = Instant::now();
-        let n = outgoing.write(&vec![b'x'; LARGE], start + timeout).unwrap();
+        let n = writer.write(&vec![b'x'; LARGE], start + timeout).unwrap();
         let took = start.elapsed();
         assert!(n < LARGE, "all was written in {took:?}");
         assert!(took >= timeout && took < 5 * timeout, "{took:?}");
-        assert!(!outgoing.flush(start + timeout).unwrap());
-        drop(outgoing);
+        assert!(!writer.flush(start + timeout).unwrap());
+        drop(writer);
         assert_eq!(reader.join().unwrap(), n, "what was written is what came");
     }
 
     #[test]
     fn the_rest_comes_before_anything_else() {
-        let (mut outgoing, mut peer) = pair();
+        let (mut writer, mut peer) = pair();
         let now = Instant::now();
         let large: Vec<u8> = (0..LARGE).map(|i| (i % 251) as u8).collect();
-        let n = outgoing.write(&large, now).unwrap();
+        let n = writer.write(&large, now).unwrap();
         assert!(n > 0 && n < LARGE, "{n}");
-        assert!(!outgoing.flush(now).unwrap(), "nobody reads");
+        assert!(!writer.flush(now).unwrap(), "nobody reads");
         let reader = thread::spawn(move || {
             let mut all = Vec::new();
             peer.read_to_end(&mut all).map(|_| all).unwrap()
         });
         let deadline = now + Duration::from_secs(30);
-        assert!(outgoing.flush(deadline).unwrap());
-        assert_eq!(outgoing.write(b"next", deadline).unwrap(), 4);
-        drop(outgoing);
+        assert!(writer.flush(deadline).unwrap());
+        assert_eq!(writer.write(b"next", deadline).unwrap(), 4);
+        drop(writer);
         assert!(reader.join().unwrap() == [&large[..], b"next"].concat());
     }
 
     #[test]
     fn the_end_of_the_peer_is_noticed_while_waiting() {
-        let (mut outgoing, peer) = pair();
+        let (mut writer, peer) = pair();
         let start = Instant::now();
         let ending = thread::spawn(move || {
             thread::sleep(Duration::from_millis(50));
             drop(peer);
         });
         let deadline = start + Duration::from_secs(60);
-        assert!(outgoing.write(&vec![b'x'; LARGE], deadline).is_err());
+        assert!(writer.write(&vec![b'x'; LARGE], deadline).is_err());
         assert!(start.elapsed() < Duration::from_secs(30));
         ending.join().unwrap();
     }
