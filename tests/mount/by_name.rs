@@ -195,6 +195,47 @@ fn what_is_not_there_is_said_with_what_is() {
         .says("a process id means this one QEMU");
 }
 
+/// What cannot be reached by its name is said so, with what to do.
+#[test]
+fn monitors_that_others_hold() {
+    let session = Session::new();
+    let fake = |arguments: &str| {
+        let running = session.start(&format!("exec -a qemu-kvm bash -c 'sleep 60; :' {arguments}"));
+        let line = || fs::read(format!("/proc/{}/cmdline", running.pid()));
+        let started = || line().is_ok_and(|line| line.starts_with(b"qemu-kvm\0"));
+        assert!(wait_until(SOON, started), "it did not start");
+        running
+    };
+    let (twin, held) = (unique("domain"), unique("held"));
+    let of_libvirt = format!(
+        "-name guest={twin} -chardev socket,id=charmonitor,fd=24,server=on,wait=off \
+         -mon chardev=charmonitor,id=monitor,mode=control"
+    );
+    let running = [
+        fake(&of_libvirt),
+        fake(&of_libvirt),
+        fake(&format!(
+            "-name {held} -chardev socket,id=m,fd=24 -mon chardev=m,mode=control"
+        )),
+    ];
+    let pids = running.each_ref().map(Background::pid);
+    let out = session.run(&format!("qom-fuse libvirt:{twin} mnt"));
+    out.exits(1)
+        .says(&format!("qom-fuse: 2 domains are called {twin}: "));
+    out.says("-o uri=qemu:///system")
+        .says(&pids[0].to_string())
+        .says(&pids[1].to_string());
+    let out = session.run(&format!("qom-fuse {twin} mnt"));
+    out.exits(1)
+        .says(&format!("qom-fuse: 2 machines are called {twin}: "));
+    let out = session.run(&format!("qom-fuse {held} mnt"));
+    let words = format!(
+        "{held} (process {}): whoever started it holds its only monitor",
+        pids[2]
+    );
+    out.exits(1).says(&words).says("-qmp unix:PATH");
+}
+
 /// The next machine of the name may have its socket elsewhere.
 #[test]
 fn after_its_end_a_name_is_looked_up_anew() {
