@@ -1,9 +1,10 @@
 //! This process: its heap, which is small for hours and large for the seconds of a walk, and its descriptors.
 
-use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use rustix::io::{FdFlags, fcntl_setfd};
 
 /// To be called once, first of all. One heap for all threads: glibc keeps what is free in a
 /// thread's own heap, and our threads allocate too little to be in each other's way.
@@ -48,11 +49,11 @@ pub fn close_all_but(first: u32, own: RawFd) {
 
 /// Lets a program that is to be started have a descriptor of ours.
 pub fn pass_descriptor(command: &mut Command, descriptor: RawFd) -> &mut Command {
-    // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
+    // SAFETY: whoever starts the program still has the descriptor, and fcntl is async-signal-safe.
     unsafe {
-        command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        command.pre_exec(move || {
+            let descriptor = BorrowedFd::borrow_raw(descriptor);
+            Ok(fcntl_setfd(descriptor, FdFlags::empty())?)
         })
     }
 }

@@ -193,14 +193,9 @@ pub fn parse(
     }
     let mut paths = arguments.paths;
     let mount_point = PathBuf::from(paths.pop().unwrap_or_default());
-    let positional = match paths.pop() {
-        Some(socket) => Some(
-            socket
-                .into_string()
-                .map_err(|s| UsageError::NotUtf8(s.to_string_lossy().into_owned()))?,
-        ),
-        None => None,
-    };
+    let not_utf8 = |s: OsString| UsageError::NotUtf8(s.to_string_lossy().into_owned());
+    let positional = paths.pop().map(OsString::into_string).transpose();
+    let positional = positional.map_err(not_utf8)?;
     let foreground = arguments.foreground || !arguments.command.is_empty();
     let (machine, source) = if arguments.command.is_empty() {
         let source = match (positional, arguments.socket) {

@@ -1,17 +1,15 @@
 //! The process that the shell waits for, the daemon, and what they hand on to others.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::fs::OpenOptions;
+use std::io::{self, PipeWriter, Read, Write};
 use std::process::exit;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork, pipe, setsid};
+use nix::unistd::{ForkResult, fork, setsid};
 
 /// Tells the process that the shell waits for that the mount answers.
 pub struct Readiness {
-    pipe: File,
+    pipe: PipeWriter,
 }
 
 /// Goes to the background: returns in a child process. The calling process stays until
@@ -21,17 +19,17 @@ pub struct Readiness {
 /// # Errors
 /// When the system is out of processes or descriptors.
 pub fn daemonize() -> io::Result<Readiness> {
-    let (read, write) = pipe_cloexec()?;
+    let (mut read, write) = io::pipe()?;
     // SAFETY: there is no other thread yet, so the child may do anything.
     match unsafe { fork() }? {
         ForkResult::Child => {
             drop(read);
-            Ok(Readiness { pipe: write.into() })
+            Ok(Readiness { pipe: write })
         }
         ForkResult::Parent { child } => {
             drop(write);
             let mut byte = [0];
-            if File::from(read).read_exact(&mut byte).is_ok() {
+            if read.read_exact(&mut byte).is_ok() {
                 exit(0);
             }
             match waitpid(child, None) {
@@ -56,14 +54,10 @@ impl Readiness {
     }
 }
 
-pub(crate) fn pipe_cloexec() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = pipe()?;
-    for end in [&read, &write] {
-        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    }
-    Ok((read, write))
-}
-
+/// Lets go of the terminal, or whatever else standard input, output and error are.
+///
+/// # Errors
+/// When /dev/null cannot be opened.
 pub(crate) fn release_stdio() -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;

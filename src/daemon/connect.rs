@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use super::events::{Event, event_sink};
+use super::events::Event;
 use super::machine::finder::Finder;
 use super::machine::{self, Machine};
 use super::signals::{Inherited, watch_signals};
@@ -15,7 +15,7 @@ use super::watchdog::Watchdog;
 use super::{Daemon, Error, failed};
 use crate::cli::{Config, MountOptions, Wanted};
 use crate::fs::Tree;
-use crate::qmp::{Address, Monitor};
+use crate::qmp::{Address, EventSink, Monitor, MonitorEvent};
 use crate::qom::Qom;
 
 impl Daemon {
@@ -83,6 +83,31 @@ impl Daemon {
             ends_machine: false,
         })
     }
+}
+
+/// Tells the tree at once what happens at its monitor, and the main thread what more is to be done about it.
+fn event_sink(tree: Arc<OnceLock<Weak<Tree>>>, events: Sender<Event>) -> EventSink {
+    Box::new(move |event| {
+        let tree = tree.get().and_then(Weak::upgrade);
+        match event {
+            MonitorEvent::Announced(event) => {
+                if let (Some(path), Some(tree)) = (event.deleted_device(), tree) {
+                    tree.device_deleted(path);
+                }
+                if event.name == "SHUTDOWN" {
+                    let _ = events.send(Event::GuestShutDown);
+                }
+            }
+            MonitorEvent::Lost(why) => _ = events.send(Event::MonitorLost(why)),
+            MonitorEvent::Back(greeting) => {
+                // It may be another QEMU.
+                if let Some(tree) = tree {
+                    tree.invalidate_all();
+                }
+                let _ = events.send(Event::MonitorBack(greeting));
+            }
+        }
+    })
 }
 
 /// Starts a machine and waits until it speaks. A signal ends it meanwhile.

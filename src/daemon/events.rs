@@ -2,12 +2,11 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
-use crate::fs::Tree;
-use crate::qmp::{Closed, EventSink, Greeting, MonitorEvent};
+use crate::qmp::{Closed, Greeting};
 
 /// What happened.
 pub(super) enum Event {
@@ -21,34 +20,6 @@ pub(super) enum Event {
     GuestShutDown,
     /// A part of qom-fuse itself broke, in the thread of this name.
     Broken(&'static str),
-}
-
-/// Tells the tree at once what happens at its monitor, once there is one, and the main thread of what else is to be
-/// done about it.
-pub(super) fn event_sink(tree: Arc<OnceLock<Weak<Tree>>>, events: Sender<Event>) -> EventSink {
-    Box::new(move |event| {
-        let tree = tree.get().and_then(Weak::upgrade);
-        let for_main = match event {
-            MonitorEvent::Announced(event) => {
-                if let (Some(path), Some(tree)) = (event.deleted_device(), tree) {
-                    tree.device_deleted(path);
-                }
-                if event.name != "SHUTDOWN" {
-                    return;
-                }
-                Event::GuestShutDown
-            }
-            MonitorEvent::Back(greeting) => {
-                // It may be another QEMU.
-                if let Some(tree) = tree {
-                    tree.invalidate_all();
-                }
-                Event::MonitorBack(greeting)
-            }
-            MonitorEvent::Lost(why) => Event::MonitorLost(why),
-        };
-        let _ = events.send(for_main);
-    })
 }
 
 /// Starts a thread that the mount cannot do without: if it panics, the mount ends.

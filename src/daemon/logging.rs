@@ -9,7 +9,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use env_filter::{Builder, Filter};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
@@ -22,9 +21,7 @@ const MAX_LINE: usize = libc::PIPE_BUF;
 
 static STATE: Mutex<State> = Mutex::new(State::new());
 
-struct Logger {
-    filter: Filter,
-}
+struct Logger(env_logger::Logger);
 
 struct State {
     output: Output,
@@ -48,11 +45,11 @@ enum Output {
 
 /// Starts the log at `level` (`RUST_LOG` overrides it), to stderr.
 pub fn start(level: LevelFilter) {
-    let mut filter = Builder::new();
+    let mut filter = env_logger::Builder::new();
     filter.filter_level(LevelFilter::Error);
-    match std::env::var("RUST_LOG") {
+    match std::env::var_os("RUST_LOG") {
         // Beside a level for this module, a bare one would say nothing of it.
-        Ok(text) if !text.is_empty() => filter.parse(&text),
+        Some(text) if !text.is_empty() => filter.parse_default_env(),
         // fuser calls it an error that the caller of a request was gone when its reply came.
         _ => filter
             .filter_module("fuser", LevelFilter::Off)
@@ -60,7 +57,7 @@ pub fn start(level: LevelFilter) {
     };
     let filter = filter.build();
     log::set_max_level(filter.filter());
-    if log::set_boxed_logger(Box::new(Logger { filter })).is_ok() {
+    if log::set_boxed_logger(Box::new(Logger(filter))).is_ok() {
         // In the background nobody sees stderr.
         std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
     }
@@ -210,11 +207,11 @@ fn seconds() -> String {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.enabled(metadata)
+        self.0.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.filter.matches(record) {
+        if !self.0.matches(record) {
             return;
         }
         let text = record.args().to_string(); // not under the lock: what panics here logs too

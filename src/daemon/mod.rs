@@ -19,10 +19,9 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::unistd::{Pid, getpid};
 use parking_lot::Mutex;
 
-use crate::cli::{Config, SOCKET_VARIABLES, Wanted};
+use crate::cli::{Config, SOCKET_VARIABLES};
 use crate::fs::Tree;
 use crate::fuse::pool::Pool;
 use crate::qom::Identity;
@@ -90,11 +89,11 @@ struct Daemon {
 pub fn run(mut config: Config) -> Result<u8, Error> {
     let inherited = Inherited::take().map_err(failed("cannot handle signals"))?;
     check(&mut config)?;
-    let is_first = getpid() == Pid::from_raw(1) && !matches!(config.machine, Wanted::Command(_));
-    let at_once = is_first.then(EndAtOnce::begin).transpose();
-    let at_once = at_once.map_err(failed("cannot handle signals"))?;
-    let readiness = (!config.foreground).then(background::daemonize).transpose();
-    let readiness = readiness.map_err(failed("cannot go to the background"))?;
+    let at_once = EndAtOnce::begin(&config).map_err(failed("cannot handle signals"))?;
+    let readiness = match config.foreground {
+        true => None,
+        false => Some(background::daemonize().map_err(failed("cannot go to the background"))?),
+    };
     let open_log = || direct_log(&config).unwrap_or_default();
     let watchdog = Watchdog::start(open_log).map_err(failed("cannot start a process"))?;
     let mut daemon = Daemon::connect(config, inherited, watchdog)?;
@@ -143,7 +142,7 @@ impl Daemon {
         self.identify().map_err(failed("cannot start a thread"))?;
         let device = self.mount().map_err(failed(&cannot_mount))?;
         self.serve(device).map_err(failed(&cannot_mount))?;
-        self.let_go(readiness)?;
+        self.go_to_background(readiness)?;
         Ok(self.wait())
     }
 }

@@ -1,4 +1,4 @@
-//! Mounting, and beginning to answer the kernel.
+//! The stages that follow: mounting, answering the kernel, going to the background.
 
 use std::fs;
 use std::io;
@@ -60,7 +60,7 @@ impl Daemon {
     }
 
     /// Lets go of the terminal and the working directory, and lets whoever started us go on: the mount answers.
-    pub(super) fn let_go(&self, readiness: Option<Readiness>) -> Result<(), Error> {
+    pub(super) fn go_to_background(&self, readiness: Option<Readiness>) -> Result<(), Error> {
         direct_log(&self.config)?;
         if let Some(readiness) = readiness {
             readiness
@@ -75,7 +75,7 @@ impl Daemon {
             "{} is mounted on {}: {}",
             printable(&self.config.source),
             self.config.mount.fs.mount_point.display(),
-            self.tree.qom().monitor().greeting()
+            self.tree.qom().monitor().current().greeting()
         );
         Ok(())
     }

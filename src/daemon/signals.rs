@@ -10,10 +10,12 @@ use std::sync::mpsc::Sender;
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction,
 };
+use nix::unistd::{Pid, getpid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::register_conditional_shutdown;
 use signal_hook::iterator::Signals;
 
+use crate::cli::{Config, Wanted};
 use crate::daemon::events::{Event, spawn};
 
 /// What whoever started us has handed on, for a QEMU that we start. We rely on other things ourselves:
@@ -71,18 +73,21 @@ pub(super) fn watch_signals(events: &Sender<Event>) -> io::Result<()> {
     })
 }
 
-/// These signals end the process at once until this is dropped.
+/// While we connect, these signals end the process at once, until this is dropped. The kernel does that by itself,
+/// but not for the first process of a container.
 pub(super) struct EndAtOnce(Arc<AtomicBool>);
 
 impl EndAtOnce {
-    /// Begins. The kernel does that by itself, but not for the first process of a container.
+    /// Begins where need be: not if there will be a QEMU that must end with us.
     ///
     /// # Errors
     /// When they cannot be handled.
-    pub fn begin() -> io::Result<EndAtOnce> {
+    pub fn begin(config: &Config) -> io::Result<EndAtOnce> {
         let active = Arc::new(AtomicBool::new(true));
-        for signal in ending() {
-            register_conditional_shutdown(signal, 128 + signal, active.clone())?;
+        if getpid() == Pid::from_raw(1) && !matches!(config.machine, Wanted::Command(_)) {
+            for signal in ending() {
+                register_conditional_shutdown(signal, 128 + signal, active.clone())?;
+            }
         }
         Ok(EndAtOnce(active))
     }

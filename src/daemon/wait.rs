@@ -50,7 +50,7 @@ impl Daemon {
             }
             let has_ended = self.machine.as_mut().is_some_and(Machine::has_ended);
             let monitor = self.tree.qom().monitor();
-            if had_ended && has_ended && !monitor.is_closed() {
+            if had_ended && has_ended && !monitor.current().is_closed() {
                 warn!("QEMU has ended, and what it or its wrapper started still holds its monitor");
                 monitor.hang_up();
             }
@@ -68,7 +68,7 @@ impl Daemon {
         if has_ended && !self.reconnects() {
             return Some(Event::MonitorLost(Arc::new(Closed::Eof)));
         }
-        if (has_ended || finder.is_in_doubt()) && !monitor.is_closed() {
+        if has_ended || finder.is_in_doubt() {
             monitor.disconnect();
         }
         None

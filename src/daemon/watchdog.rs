@@ -1,8 +1,7 @@
 //! The process that unmounts when the daemon cannot.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -18,7 +17,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, setsid};
 
-use crate::daemon::background::{pipe_cloexec, release_stdio};
+use crate::daemon::background::release_stdio;
 use crate::daemon::mount::mounted::Mounted;
 use crate::daemon::wait_until;
 use crate::process::close_all_but;
@@ -33,7 +32,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub struct Watchdog {
     pid: Pid,
     /// Closed, it says that the watchdog is to unmount.
-    pipe: Option<File>,
+    pipe: Option<PipeWriter>,
 }
 
 impl Watchdog {
@@ -43,17 +42,17 @@ impl Watchdog {
     /// # Errors
     /// When the system is out of processes or descriptors.
     pub fn start(open_log: impl FnOnce()) -> io::Result<Watchdog> {
-        let (read, write) = pipe_cloexec()?;
+        let (read, write) = io::pipe()?;
         let parent = getpid();
         // SAFETY: there is no other thread yet, so the child may do anything.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(Watchdog {
                 pid: child,
-                pipe: Some(write.into()),
+                pipe: Some(write),
             }),
             ForkResult::Child => {
                 drop(write);
-                watch(File::from(read), parent, open_log);
+                watch(read, parent, open_log);
                 exit(0);
             }
         }
@@ -94,7 +93,7 @@ impl Watchdog {
 }
 
 /// The watchdog itself.
-fn watch(mut pipe: File, parent: Pid, open_log: impl FnOnce()) {
+fn watch(mut pipe: PipeReader, parent: Pid, open_log: impl FnOnce()) {
     // Whatever else was inherited must not be kept open here.
     close_all_but(3, pipe.as_raw_fd());
     // The daemon gets these too and ends in good order, or does not: then it is our turn.
@@ -103,31 +102,23 @@ fn watch(mut pipe: File, parent: Pid, open_log: impl FnOnce()) {
     let _ = std::env::set_current_dir("/");
     let _ = release_stdio();
     let message = read_until_parent_dies(&mut pipe, parent);
-    let mut parts = message.split(|b| *b == 0);
-    let Some(mounted) = parts.next().and_then(parse) else {
+    // A NUL ends the mount's path; another one says that the daemon ended in order.
+    let told = message.strip_suffix(b"\0").filter(|told| !told.contains(&0));
+    let Some(mounted) = told.and_then(parse).filter(Mounted::is_there) else {
         return;
     };
-    // The first NUL ends the mount's path, a second one says that the daemon ended in order.
-    if message.iter().filter(|b| **b == 0).count() != 1 || !mounted.is_there() {
-        return;
-    }
     let done = mounted.unmount_dead();
     open_log();
+    let point = mounted.point.display();
     match done {
-        Ok(()) => info!(
-            "{}: its daemon did not unmount it; unmounted",
-            mounted.point.display()
-        ),
-        Err(e) => error!(
-            "{}: its daemon did not unmount it, and: {e}",
-            mounted.point.display()
-        ),
+        Ok(()) => info!("{point}: its daemon did not unmount it; unmounted"),
+        Err(e) => error!("{point}: its daemon did not unmount it, and: {e}"),
     }
 }
 
 /// Everything that the daemon says until it ends, or its main thread does: a killed process keeps its end
 /// of the pipe for as long as one of its threads waits in the kernel.
-fn read_until_parent_dies(pipe: &mut File, parent: Pid) -> Vec<u8> {
+fn read_until_parent_dies(pipe: &mut PipeReader, parent: Pid) -> Vec<u8> {
     let mut message = Vec::new();
     let death: SigSet = [Signal::SIGUSR1].into_iter().collect();
     let deaths = set_pdeathsig(Signal::SIGUSR1)
@@ -141,12 +132,8 @@ fn read_until_parent_dies(pipe: &mut File, parent: Pid) -> Vec<u8> {
     };
     let mut buffer = [0; 4096];
     while getppid() == parent {
-        let fds = [Some(pipe.as_fd()), deaths.as_ref().map(|fd| fd.as_fd())];
-        let mut fds: Vec<_> = fds
-            .into_iter()
-            .flatten()
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-            .collect();
+        let mut fds = vec![PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        fds.extend(deaths.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         if poll(&mut fds, PollTimeout::NONE).is_err() {
             continue;
         }
@@ -186,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_the_watchdog_is_told() {
-        let (read, write) = pipe_cloexec().unwrap();
+        let (mut read, write) = io::pipe().unwrap();
         let mounted = Mounted {
             id: 7,
             unique: Some(1 << 40),
@@ -195,12 +182,12 @@ mod tests {
         };
         let mut watchdog = Watchdog {
             pid: getpid(),
-            pipe: Some(write.into()),
+            pipe: Some(write),
         };
         watchdog.watch(&mounted);
         watchdog.dismiss();
         let mut message = Vec::new();
-        File::from(read).read_to_end(&mut message).unwrap();
+        read.read_to_end(&mut message).unwrap();
         assert_eq!(message.pop(), Some(0));
         assert_eq!(parse(message.strip_suffix(b"\0").unwrap()), Some(mounted));
         assert_eq!(parse(b""), None);

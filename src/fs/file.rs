@@ -2,18 +2,16 @@
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
 use super::{Error, Ino, Process, Result, Tree, Wait};
+use crate::budget::Charge;
 use crate::fs::error::Doing;
 use crate::fs::last_write::{LastWrite, Part};
 use crate::limits::OPEN_FILE_BYTES;
 use crate::qom::{self, Kind, Request};
-
-/// How much open files hold.
-pub type Held = Arc<AtomicUsize>;
 
 /// An open property.
 pub struct File {
@@ -62,26 +60,7 @@ struct Pinned {
 /// A value as a file shows it, counted in what open files hold.
 struct Text {
     bytes: Vec<u8>,
-    held: Held,
-}
-
-impl Text {
-    fn hold(bytes: Vec<u8>, held: &Held) -> Option<Arc<Text>> {
-        let before = held.fetch_add(bytes.len(), Ordering::Relaxed);
-        let fits = before + bytes.len() <= OPEN_FILE_BYTES;
-        // Dropped again at once if not, and uncounted so.
-        let text = Text {
-            bytes,
-            held: held.clone(),
-        };
-        fits.then(|| Arc::new(text))
-    }
-}
-
-impl Drop for Text {
-    fn drop(&mut self) {
-        self.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
-    }
+    _charge: Charge,
 }
 
 /// A part of a pinned value.
@@ -192,13 +171,13 @@ impl Tree {
     /// The value of a property as a file shows it, a newline at its end: QEMU's present answer,
     /// or for a process that reads one after another what was fetched with the one before.
     fn fetch(&self, ino: Ino, reader: Reader, wait: Wait) -> Result<Arc<Text>> {
-        let (parent, path, entry) = self.property(ino)?;
-        let answer = match (reader, wait) {
-            (Reader::Open(process), Wait::Yes) => self.value_for(parent, &path, &entry, process),
-            (Reader::Open(process), Wait::No) => self
-                .value_at_hand(parent, &path, &entry, process)
-                .ok_or(libc::EWOULDBLOCK)?,
-            (Reader::Descriptor(connection), _) => {
+        let (_, path, entry) = self.property(ino)?;
+        let answer = match reader {
+            Reader::Open(process) => {
+                let value = self.prefetcher.value(self.access(process, &path), &entry, wait);
+                value.transpose().ok_or(libc::EWOULDBLOCK)?
+            }
+            Reader::Descriptor(connection) => {
                 wait.allowed()?;
                 self.qom.request_on(connection, Request::get(&path, &entry.name))
             }
@@ -208,13 +187,17 @@ impl Tree {
         text.reserve_exact(1); // a push alone would double what it takes
         text.push(b'\n');
         self.set_read_size(ino, text.len());
-        Text::hold(text, &self.held).ok_or_else(|| {
-            let why = format!(
-                "{path} {}: open files hold more than {OPEN_FILE_BYTES} bytes",
-                entry.name
-            );
-            self.record_error(ino, Error::refused(libc::ENOMEM, &why))
-        })
+        match self.open_bytes.charge(text.len()) {
+            Some(charge) => Ok(Arc::new(Text {
+                bytes: text,
+                _charge: charge,
+            })),
+            None => {
+                let name = &entry.name;
+                let why = format!("{path} {name}: open files hold more than {OPEN_FILE_BYTES} bytes");
+                Err(self.record_error(ino, Error::refused(libc::ENOMEM, &why)))
+            }
+        }
     }
 
     /// What became of reading a property or link.

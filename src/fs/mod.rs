@@ -19,6 +19,8 @@ use std::time::{Duration, SystemTime};
 use nix::unistd::{getgid, getuid};
 use parking_lot::Mutex;
 
+use crate::budget::Budget;
+use crate::limits::OPEN_FILE_BYTES;
 pub use crate::qom::Kind;
 use crate::qom::{Path, Qom};
 
@@ -26,15 +28,14 @@ use dir::cache::ListingCache;
 use dir::listing::{Entries, Entry, Listing};
 pub use dir::open::{Directory, Item, Shown};
 pub use error::{Error, Result, Wait};
-use file::{File, Held};
+use file::File;
 pub use file::{OpenMode, Opened};
 use handles::Handles;
 pub use inode::attributes::Attributes;
 use inode::table::Inodes;
 pub use inode::table::{Ino, ROOT};
 use inode::xattr::Descriptions;
-use prefetch::ahead::Ahead;
-use prefetch::walks::Walks;
+use prefetch::Prefetcher;
 
 /// How a mount behaves.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +93,7 @@ pub type Process = u32;
 /// The mounted tree.
 pub struct Tree {
     this: Weak<Tree>,
-    qom: Qom,
+    qom: Arc<Qom>,
     settings: Settings,
     started: SystemTime,
     kernel: OnceLock<Box<dyn Kernel>>,
@@ -100,19 +101,27 @@ pub struct Tree {
     inodes: Mutex<Inodes>,
     listings: ListingCache,
     files: Handles<File>,
-    held: Held,
+    /// What open files hold.
+    open_bytes: Arc<Budget>,
     directories: Handles<Directory>,
     descriptions: Mutex<Descriptions>,
-    walks: Mutex<Walks>,
-    ahead: Ahead,
+    prefetcher: Prefetcher,
     max_value: AtomicUsize,
 }
 
 impl Tree {
     /// An empty tree: QEMU is asked when somebody looks.
     pub fn new(qom: Qom, settings: Settings) -> Arc<Tree> {
+        let qom = Arc::new(qom);
         Arc::new_cyclic(|this| Tree {
             this: this.clone(),
+            prefetcher: Prefetcher::new(qom.clone(), &settings, {
+                let tree = this.clone();
+                move |path| {
+                    tree.upgrade()
+                        .is_some_and(|tree| tree.known_listing(path).is_some())
+                }
+            }),
             qom,
             started: SystemTime::now(),
             kernel: OnceLock::new(),
@@ -120,11 +129,9 @@ impl Tree {
             inodes: Mutex::default(),
             listings: ListingCache::new(settings.entry_timeout),
             files: Handles::default(),
-            held: Held::default(),
+            open_bytes: Budget::new(OPEN_FILE_BYTES),
             directories: Handles::default(),
             descriptions: Mutex::default(),
-            walks: Mutex::default(),
-            ahead: Ahead::new(settings.entry_timeout),
             max_value: AtomicUsize::new(usize::MAX),
             settings,
         })
@@ -208,8 +215,7 @@ impl Tree {
 
     /// Lets go of what only a walk that is over needed.
     fn give_memory_back(&self) {
-        self.walks.lock().forget_old();
-        self.ahead.forget_old();
+        self.prefetcher.forget_old();
         self.listings.forget_old();
         self.entries.forget_unused();
         crate::process::give_memory_back();
@@ -263,9 +269,8 @@ impl Tree {
     /// Sets a property of an object. Even a refused or unanswered write may have changed values, and added and
     /// removed properties.
     fn write_to<T>(&self, object: Ino, set: impl FnOnce() -> T) -> T {
-        self.ahead.note_write();
+        self.listings.note_change();
         let outcome = set();
-        self.ahead.note_write();
         self.listings.drop_one(object);
         outcome
     }
@@ -290,7 +295,7 @@ impl Tree {
         let Some(path) = Path::parse(path) else {
             return;
         };
-        self.ahead.note_write();
+        self.listings.note_change();
         let mut at = ROOT;
         for name in path.names() {
             let Some(below) = self.inodes.lock().child(at, name) else {
@@ -305,7 +310,7 @@ impl Tree {
     /// Nothing that was learned can be relied on any more: it may be another QEMU.
     pub fn invalidate_all(&self) {
         self.listings.drop_all();
-        self.ahead.clear();
+        self.prefetcher.clear();
         *self.descriptions.lock() = Descriptions::default();
     }
 }

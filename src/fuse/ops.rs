@@ -302,7 +302,7 @@ impl Filesystem for Fuse {
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let (write, execute) = (mask.contains(AccessFlags::W_OK), mask.contains(AccessFlags::X_OK));
         self.dispatch
-            .run(reply, move |tree, _| tree.access(ino.0, write, execute));
+            .run(reply, move |tree, _| tree.check_access(ino.0, write, execute));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

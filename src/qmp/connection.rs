@@ -19,7 +19,7 @@ use super::handshake::{Incoming, Peer, handshake};
 use super::lines::LineReader;
 use super::pending::{Pending, Slot};
 use super::reply::Room;
-use super::wire::{self, Greeting};
+use super::wire::{self, Greeting, Version};
 use super::writer::Writer;
 use crate::text::printable;
 
@@ -28,7 +28,11 @@ use crate::text::printable;
 const MAX_ALONE: usize = 5 << 18;
 
 /// The first QEMU with `qom-list-get`.
-const LIST_GET_SINCE: (u32, u32, u32) = (10, 1, 0);
+const LIST_GET_SINCE: Version = Version {
+    major: 10,
+    minor: 1,
+    micro: 0,
+};
 
 /// A connection to a monitor. Requests may be sent from several threads; QEMU answers them in
 /// the order in which they were written, and so a queue is all that is needed to match them.
@@ -36,7 +40,7 @@ pub struct Connection {
     /// How many there were before it at the same monitor, to other machines.
     number: u64,
     greeting: Greeting,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     /// The peer takes no request before it has answered the last one; nothing is sent ahead then.
     one_at_a_time: bool,
     /// Whether `qom-list-get` is worth a try.
@@ -107,11 +111,6 @@ impl Connection {
     /// What QEMU said of itself.
     pub fn greeting(&self) -> &Greeting {
         &self.greeting
-    }
-
-    /// How long a request may take.
-    pub fn timeout(&self) -> Duration {
-        self.timeout
     }
 
     /// Whether it has ended.

@@ -80,6 +80,7 @@ enum State {
 pub(super) fn handshake(lines: &mut LineReader<Incoming>, timeout: Duration) -> Result<Peer, NotConnected> {
     let socket = lines.source_mut().socket.clone();
     let ask = |command| (&*socket).write_all(&wire::command(command));
+    let not_qmp = |what: String| Err(NotConnected::NotQmp(what));
     let mut state = State::Greeting;
     loop {
         let message = match lines.next() {
@@ -95,7 +96,7 @@ pub(super) fn handshake(lines: &mut LineReader<Incoming>, timeout: Duration) -> 
                 State::Capabilities(greeting)
             }
             (State::Greeting, other) => {
-                return Err(NotConnected::NotQmp(format!("no greeting, but {}", other.kind())));
+                return not_qmp(format!("no greeting, but {}", other.kind()));
             }
             (State::Capabilities(greeting), Message::Reply(Ok(_))) if greeting.is_libvirts() => {
                 ask("query-version")?;
@@ -108,17 +109,19 @@ pub(super) fn handshake(lines: &mut LineReader<Incoming>, timeout: Duration) -> 
                 });
             }
             (State::Version, Message::Reply(Ok(version))) => {
-                let wrong = |e| NotConnected::NotQmp(format!("query-version: {e}"));
-                return Ok(Peer {
-                    greeting: wire::parse_version(version).map_err(wrong)?,
-                    one_at_a_time: true,
-                });
+                return match wire::words(version) {
+                    Ok(greeting) => Ok(Peer {
+                        greeting,
+                        one_at_a_time: true,
+                    }),
+                    Err(e) => not_qmp(format!("query-version: {e}")),
+                };
             }
             (state, Message::Reply(Err(e))) => {
                 let command = state.asked().unwrap_or_default();
-                return Err(NotConnected::NotQmp(format!("it refused {command}: {e}")));
+                return not_qmp(format!("it refused {command}: {e}"));
             }
-            (_, other) => return Err(NotConnected::NotQmp(other.kind())),
+            (_, other) => return not_qmp(other.kind()),
         };
     }
 }

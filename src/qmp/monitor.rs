@@ -95,11 +95,6 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// What the QEMU in force said of itself.
-    pub fn greeting(&self) -> Greeting {
-        self.current().greeting().clone()
-    }
-
     /// The number of the connection in force, if there is one: each that may lead to another machine has another.
     pub fn connection_number(&self) -> Option<u64> {
         let current = self.current();
@@ -140,11 +135,6 @@ impl Monitor {
     /// How long a request may take.
     pub fn timeout(&self) -> Duration {
         self.timeout
-    }
-
-    /// Whether there is no connection now.
-    pub fn is_closed(&self) -> bool {
-        self.current().is_closed()
     }
 
     /// Whether a lost connection is sought again: wanted, and possible for this address.

@@ -105,7 +105,7 @@ impl Pending {
             self.connection.send_rest(&self.slot, self.deadline)?;
         }
         self.slot.settle(self.deadline);
-        let timeout = self.connection.timeout();
-        self.slot.take().unwrap_or(Err(Error::Timeout(timeout)))
+        let too_late = Err(Error::Timeout(self.connection.timeout));
+        self.slot.take().unwrap_or(too_late)
     }
 }

@@ -1,6 +1,7 @@
 //! QMP on the wire: one JSON document per line each way.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -12,27 +13,40 @@ use super::error::Error;
 use crate::limits::WORDS_BYTES;
 use crate::text::printable;
 
-/// What the monitor says of its QEMU when a client connects.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the monitor says of its QEMU: when a client connects, and on `query-version`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Greeting {
-    /// Major, minor, micro.
-    pub version: (u32, u32, u32),
+    #[serde(rename = "qemu")]
+    pub version: Version,
     /// The distribution's name of the build, often empty.
+    #[serde(default)]
     pub package: String,
+}
+
+/// The version of a QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Version {
+    pub major: u32,
+    pub minor: u32,
+    pub micro: u32,
 }
 
 impl Greeting {
     /// Whether libvirt's `virt-qemu-qmp-proxy` says it: no build of QEMU has just its version for a name.
     pub(super) fn is_libvirts(&self) -> bool {
-        let (major, minor, micro) = self.version;
-        self.package == format!("qemu-{major}.{minor}.{micro}")
+        self.package == format!("qemu-{}", self.version)
     }
 }
 
-impl std::fmt::Display for Greeting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (major, minor, micro) = self.version;
-        write!(f, "QEMU {major}.{minor}.{micro}")?;
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+impl fmt::Display for Greeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QEMU {}", self.version)?;
         if !self.package.is_empty() {
             write!(f, " ({})", printable(&self.package))?;
         }
@@ -173,7 +187,7 @@ pub fn decode(line: &[u8]) -> Message<'_> {
 }
 
 /// Reads an object of a few words.
-fn words<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> serde_json::Result<T> {
+pub(super) fn words<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> serde_json::Result<T> {
     if raw.get().len() > WORDS_BYTES {
         return Err(serde_json::Error::custom("too long"));
     }
@@ -191,32 +205,10 @@ fn parse_path(data: &RawValue) -> Option<String> {
 
 fn parse_greeting(raw: &RawValue) -> serde_json::Result<Greeting> {
     #[derive(Deserialize)]
-    struct Qmp<'a> {
-        #[serde(borrow)]
-        version: &'a RawValue,
+    struct Qmp {
+        version: Greeting,
     }
-    parse_version(words::<Qmp<'_>>(raw)?.version)
-}
-
-/// What QEMU says of itself, as its greeting and `query-version` have it.
-pub(super) fn parse_version(raw: &RawValue) -> serde_json::Result<Greeting> {
-    #[derive(Deserialize)]
-    struct Version {
-        qemu: Number,
-        #[serde(default)]
-        package: String,
-    }
-    #[derive(Deserialize)]
-    struct Number {
-        major: u32,
-        minor: u32,
-        micro: u32,
-    }
-    let Version { qemu, package } = words(raw)?;
-    Ok(Greeting {
-        version: (qemu.major, qemu.minor, qemu.micro),
-        package,
-    })
+    words::<Qmp>(raw).map(|qmp| qmp.version)
 }
 
 fn parse_error(raw: &RawValue) -> Error {

@@ -12,6 +12,24 @@ use super::value::{from_text, retyped};
 use crate::budget::Charge;
 use crate::qmp::{self, Monitor, Pending};
 
+/// What requests a QEMU takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Features {
+    /// It has `qom-list-get`.
+    pub list_get: bool,
+    /// It is sent one request at a time, and so nothing ahead.
+    pub one_at_a_time: bool,
+}
+
+/// When a request is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// In any case, when it is its turn: somebody waits for it.
+    Needed,
+    /// Only if QEMU is ready to take it: nobody waits for it yet.
+    Ahead,
+}
+
 /// The object tree of the QEMU behind a monitor.
 pub struct Qom {
     monitor: Arc<Monitor>,
@@ -28,19 +46,18 @@ impl Qom {
         Qom { monitor }
     }
 
-    /// Whether this QEMU has `qom-list-get`, as far as is known.
-    pub fn has_list_get(&self) -> bool {
-        self.monitor.current().has_list_get()
+    /// What the QEMU in force can do, as far as is known.
+    pub fn features(&self) -> Features {
+        let connection = self.monitor.current();
+        Features {
+            list_get: connection.has_list_get(),
+            one_at_a_time: connection.is_one_at_a_time(),
+        }
     }
 
     /// Remembers that this QEMU does not have it after all.
     pub fn lacks_list_get(&self) {
         self.monitor.current().lacks_list_get();
-    }
-
-    /// Whether QEMU is sent one request at a time, and so nothing ahead.
-    pub fn is_one_at_a_time(&self) -> bool {
-        self.monitor.current().is_one_at_a_time()
     }
 
     /// The connection underneath.
@@ -52,24 +69,12 @@ impl Qom {
     ///
     /// # Errors
     /// When it could not be sent.
-    pub fn ask<T>(&self, request: Request<T>) -> Result<PendingReply<T>, Error> {
-        self.ask_on(None, request)
-    }
-
-    fn ask_on<T>(&self, connection: Option<u64>, request: Request<T>) -> Result<PendingReply<T>, Error> {
-        match self.monitor.send(&request.bytes, connection) {
-            Ok(pending) => Ok(PendingReply { pending, request }),
-            Err(source) => Err(Error::new(request.asked, source)),
-        }
-    }
-
-    /// Sends a request that nobody waits for yet, if QEMU is ready to take it and it is not another's turn.
-    pub fn ask_ahead<T>(&self, request: Request<T>) -> Option<PendingReply<T>> {
-        if self.is_one_at_a_time() {
-            return None;
-        }
-        let pending = self.monitor.try_send(&request.bytes)?;
-        Some(PendingReply { pending, request })
+    pub fn ask<T>(&self, urgency: Urgency, request: Request<T>) -> Result<PendingReply<T>, Error> {
+        let sent = match urgency {
+            Urgency::Needed => self.monitor.send(&request.bytes, None),
+            Urgency::Ahead => self.monitor.try_send(&request.bytes).ok_or(qmp::Error::Stalled),
+        };
+        PendingReply::new(sent, request)
     }
 
     /// Sends a request and waits for its result.
@@ -77,7 +82,7 @@ impl Qom {
     /// # Errors
     /// What QEMU answered, or why it did not.
     pub fn request<T>(&self, request: Request<T>) -> Result<T, Error> {
-        self.ask(request)?.wait()
+        self.ask(Urgency::Needed, request)?.wait()
     }
 
     /// The same on the connection of this number only.
@@ -85,7 +90,7 @@ impl Qom {
     /// # Errors
     /// [`qmp::Error::Reconnected`], and as above.
     pub fn request_on<T>(&self, connection: Option<u64>, request: Request<T>) -> Result<T, Error> {
-        self.ask_on(connection, request)?.wait()
+        PendingReply::new(self.monitor.send(&request.bytes, connection), request)?.wait()
     }
 
     /// Sets a property to what a text means: by the declared type, and once more as the JSON
@@ -135,6 +140,13 @@ impl Qom {
 }
 
 impl<T> PendingReply<T> {
+    fn new(sent: Result<Pending, qmp::Error>, request: Request<T>) -> Result<PendingReply<T>, Error> {
+        match sent {
+            Ok(pending) => Ok(PendingReply { pending, request }),
+            Err(source) => Err(Error::new(request.asked, source)),
+        }
+    }
+
     /// When the request was sent.
     pub fn sent(&self) -> Instant {
         self.pending.sent()

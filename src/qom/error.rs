@@ -16,16 +16,6 @@ pub struct Error {
     pub secrets: Vec<String>,
 }
 
-impl Error {
-    pub(super) fn new(asked: String, source: qmp::Error) -> Error {
-        Error {
-            asked,
-            source,
-            secrets: Vec::new(),
-        }
-    }
-}
-
 /// A value shorter than this is none, and stays where QEMU repeats it.
 const MIN_SECRET: usize = 4;
 
@@ -70,6 +60,14 @@ pub enum Reason {
 }
 
 impl Error {
+    pub(super) fn new(asked: String, source: qmp::Error) -> Error {
+        Error {
+            asked,
+            source,
+            secrets: Vec::new(),
+        }
+    }
+
     /// Classes the error. QEMU gives most of its errors the class `GenericError`, so its words
     /// decide; the texts are those of QEMU 4.2 to 11.1.
     pub fn reason(&self) -> Reason {

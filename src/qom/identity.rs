@@ -33,7 +33,7 @@ impl Identity {
         }
         let machine = Path::root().child("machine")?;
         Some(Identity {
-            qemu: qom.monitor().greeting(),
+            qemu: qom.monitor().current().greeting().clone(),
             machine: told(qom.request(Request::get(&machine, "type")))?,
             name: told(qom.request(Request::machine_name()))?.flatten(),
             uuid: told(qom.request(Request::machine_uuid()))?.flatten(),

@@ -13,7 +13,7 @@ mod requests;
 pub mod value;
 
 pub use crate::budget::Charge;
-pub use client::{PendingReply, Qom};
+pub use client::{Features, PendingReply, Qom, Urgency};
 pub use error::{Error, Reason};
 pub use identity::Identity;
 pub use path::Path;

@@ -25,74 +25,42 @@ pub struct Request<T> {
     pub decode: fn(&str) -> serde_json::Result<T>,
 }
 
-#[derive(Deserialize)]
-struct RawProperty<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(rename = "type", borrow)]
-    declared: Cow<'a, str>,
-    #[serde(borrow, default)]
-    value: Option<&'a RawValue>,
-}
-
-impl From<RawProperty<'_>> for Property {
-    fn from(raw: RawProperty<'_>) -> Property {
-        Property {
-            name: raw.name.into(),
-            declared: raw.declared.into(),
+impl<T> Request<T> {
+    /// A command about something.
+    fn new(command: &str, about: &str, arguments: &Value, decode: fn(&str) -> serde_json::Result<T>) -> Self {
+        Request {
+            bytes: qmp::request(command, arguments),
+            asked: format!("{command} {about}"),
+            decode,
         }
     }
-}
-
-/// A list of properties.
-type Properties<'a> = Compound<Vec<Compound<RawProperty<'a>>>>;
-
-fn check_count(properties: usize) -> serde_json::Result<()> {
-    if properties <= OBJECT_PROPERTIES {
-        return Ok(());
-    }
-    Err(serde_json::Error::custom(format_args!(
-        "{properties} properties in one object, at most {OBJECT_PROPERTIES} are taken"
-    )))
 }
 
 impl Request<Vec<Property>> {
     /// The properties of an object.
     pub fn list(path: &Path) -> Self {
-        Request {
-            bytes: qmp::request("qom-list", &json!({ "path": path.as_str() })),
-            asked: format!("qom-list {path}"),
-            decode: |text| {
-                let Compound(raw): Properties<'_> = serde_json::from_str(text)?;
-                check_count(raw.len())?;
-                Ok(raw.into_iter().map(|p| p.0.into()).collect())
-            },
-        }
+        let arguments = json!({ "path": path.as_str() });
+        Request::new("qom-list", path.as_str(), &arguments, |text| {
+            Ok(decode_list::<RawProperty<'_>>(text)?
+                .map(Property::from)
+                .collect())
+        })
     }
 }
 
 impl Request<String> {
     /// The value of a property, as text.
     pub fn get(path: &Path, property: &str) -> Self {
-        Request {
-            bytes: qmp::request("qom-get", &json!({ "path": path.as_str(), "property": property })),
-            asked: format!("qom-get {path} {property}"),
-            decode: to_text,
-        }
+        let arguments = json!({ "path": path.as_str(), "property": property });
+        Request::new("qom-get", &format!("{path} {property}"), &arguments, to_text)
     }
 }
 
 impl Request<()> {
     /// Sets a property.
     pub fn set(path: &Path, property: &str, value: &Value) -> Self {
-        Request {
-            bytes: qmp::request(
-                "qom-set",
-                &json!({ "path": path.as_str(), "property": property, "value": value }),
-            ),
-            asked: format!("qom-set {path} {property}"),
-            decode: |_| Ok(()),
-        }
+        let arguments = json!({ "path": path.as_str(), "property": property, "value": value });
+        Request::new("qom-set", &format!("{path} {property}"), &arguments, |_| Ok(()))
     }
 }
 
@@ -101,70 +69,16 @@ impl Request<Vec<Vec<Valued>>> {
     /// fails the whole request.
     pub fn list_get(paths: &[Path]) -> Self {
         let names: Vec<&str> = paths.iter().map(Path::as_str).collect();
-        Request {
-            bytes: qmp::request("qom-list-get", &json!({ "paths": names })),
-            asked: format!("qom-list-get {}", names.join(" ")),
-            decode: decode_list_get,
-        }
+        let arguments = json!({ "paths": names });
+        Request::new("qom-list-get", &names.join(" "), &arguments, decode_list_get)
     }
-}
-
-fn decode_list_get(text: &str) -> serde_json::Result<Vec<Vec<Valued>>> {
-    #[derive(Deserialize)]
-    struct Object<'a> {
-        #[serde(borrow)]
-        properties: Properties<'a>,
-    }
-    let Compound(objects): Compound<Vec<Compound<Object<'_>>>> = serde_json::from_str(text)?;
-    check_count(objects.iter().map(|o| o.0.properties.0.len()).sum())?;
-    let valued = |Compound(p): Compound<RawProperty<'_>>| Valued {
-        text: p.value.map(|raw| value_text(&p.name, raw)),
-        property: p.into(),
-    };
-    let of_object = |o: Compound<Object<'_>>| o.0.properties.0.into_iter().map(valued).collect();
-    Ok(objects.into_iter().map(of_object).collect())
-}
-
-/// One value of many: a bad one must not spoil the others.
-fn value_text(name: &str, raw: &RawValue) -> Result<String, Error> {
-    to_text(raw.get()).map_err(|e| Error {
-        asked: format!("qom-list-get {name}"),
-        source: qmp::Error::Undecodable(e.to_string()),
-        secrets: Vec::new(),
-    })
-}
-
-fn is_short(text: &str) -> bool {
-    text.len() <= ATTRIBUTE_BYTES
 }
 
 impl Request<HashMap<String, Description>> {
     /// Descriptions and defaults of a type's properties, by name.
     pub fn describe(type_name: &str) -> Self {
-        #[derive(Deserialize)]
-        struct Info<'a> {
-            name: String,
-            description: Option<String>,
-            #[serde(rename = "default-value", borrow)]
-            default: Option<&'a RawValue>,
-        }
-        Request {
-            bytes: qmp::request("qom-list-properties", &json!({ "typename": type_name })),
-            asked: format!("qom-list-properties {type_name}"),
-            decode: |text| {
-                let Compound(infos): Compound<Vec<Compound<Info<'_>>>> = serde_json::from_str(text)?;
-                check_count(infos.len())?;
-                let entry = |Compound(info): Compound<Info<'_>>| {
-                    let default = info.default.map(|raw| to_text(raw.get())).transpose()?;
-                    let description = Description {
-                        description: info.description.filter(|text| is_short(text)),
-                        default: default.filter(|text| is_short(text)),
-                    };
-                    Ok((info.name, description))
-                };
-                infos.into_iter().map(entry).collect()
-            },
-        }
+        let arguments = json!({ "typename": type_name });
+        Request::new("qom-list-properties", type_name, &arguments, decode_descriptions)
     }
 }
 
@@ -191,12 +105,95 @@ impl Request<Option<String>> {
     }
 }
 
+#[derive(Deserialize)]
+struct RawProperty<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(rename = "type", borrow)]
+    declared: Cow<'a, str>,
+    #[serde(borrow, default)]
+    value: Option<&'a RawValue>,
+}
+
+impl From<RawProperty<'_>> for Property {
+    fn from(raw: RawProperty<'_>) -> Property {
+        Property {
+            name: raw.name.into(),
+            declared: raw.declared.into(),
+        }
+    }
+}
+
+/// A list of objects.
+type List<T> = Compound<Vec<Compound<T>>>;
+
+/// What is told of each property of an object.
+fn decode_list<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<impl Iterator<Item = T>> {
+    let Compound(properties): List<T> = serde_json::from_str(text)?;
+    check_count(properties.len())?;
+    Ok(properties.into_iter().map(|Compound(property)| property))
+}
+
+fn check_count(properties: usize) -> serde_json::Result<()> {
+    if properties <= OBJECT_PROPERTIES {
+        return Ok(());
+    }
+    Err(serde_json::Error::custom(format_args!(
+        "{properties} properties in one object, at most {OBJECT_PROPERTIES} are taken"
+    )))
+}
+
+fn decode_list_get(text: &str) -> serde_json::Result<Vec<Vec<Valued>>> {
+    #[derive(Deserialize)]
+    struct Object<'a> {
+        #[serde(borrow)]
+        properties: List<RawProperty<'a>>,
+    }
+    let objects: Vec<Object<'_>> = decode_list(text)?.collect();
+    check_count(objects.iter().map(|object| object.properties.0.len()).sum())?;
+    // A bad value of many must not spoil the others.
+    let value = |name: &str, raw: &RawValue| {
+        let undecodable = |e: serde_json::Error| qmp::Error::Undecodable(e.to_string());
+        let text = to_text(raw.get()).map_err(undecodable);
+        text.map_err(|e| Error::new(format!("qom-list-get {name}"), e))
+    };
+    let valued = |Compound(property): Compound<RawProperty<'_>>| Valued {
+        text: property.value.map(|raw| value(&property.name, raw)),
+        property: property.into(),
+    };
+    let of_object = |object: Object<'_>| object.properties.0.into_iter().map(valued).collect();
+    Ok(objects.into_iter().map(of_object).collect())
+}
+
+fn decode_descriptions(text: &str) -> serde_json::Result<HashMap<String, Description>> {
+    #[derive(Deserialize)]
+    struct Info<'a> {
+        name: String,
+        description: Option<String>,
+        #[serde(rename = "default-value", borrow)]
+        default: Option<&'a RawValue>,
+    }
+    let entry = |info: Info<'_>| {
+        let default = info.default.map(|raw| to_text(raw.get())).transpose()?;
+        let description = Description {
+            description: info.description.filter(|text| is_short(text)),
+            default: default.filter(|text| is_short(text)),
+        };
+        Ok((info.name, description))
+    };
+    decode_list(text)?.map(entry).collect()
+}
+
 fn text_member(text: &str, name: &str) -> serde_json::Result<Option<String>> {
     let Compound(object): Compound<HashMap<Cow<'_, str>, &RawValue>> = serde_json::from_str(text)?;
     let member = object
         .get(name)
         .map(|raw| serde_json::from_str::<String>(raw.get()));
     Ok(member.and_then(Result::ok).filter(|text| is_short(text)))
+}
+
+fn is_short(text: &str) -> bool {
+    text.len() <= ATTRIBUTE_BYTES
 }
 
 #[cfg(test)]

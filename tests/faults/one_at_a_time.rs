@@ -121,15 +121,20 @@ fn no_more_requests_than_a_plain_client() {
         assert_eq!((server.count("qom-list"), server.requests().len()), (26, 27)); // and query-version
         mount.unmount();
 
-        let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60"]);
-        server.reset();
-        sh(&format!("grep -r . {at}", at = quote(mount.path()))).ok();
-        let values = 26 + 24 * 4 + 3; // each has a type
-        let asked = server.requests();
+        let asked_by_grep = || {
+            let mount = Mount::start(server.socket(), &["-o", "entry_timeout=60"]);
+            server.reset();
+            sh(&format!("grep -r . {}", quote(mount.path()))).ok();
+            server.requests().len()
+        };
         if list_get {
-            assert!(asked.len() < 10, "{asked:?}");
+            // Three times, should the machine hold the walk up for longer than one may pause.
+            let few = (0..3).any(|_| asked_by_grep() < 10);
+            assert!(few, "{:?}", server.requests());
         } else {
-            assert_eq!((server.count("qom-get"), asked.len()), (values, values + 26));
+            let values = 26 + 24 * 4 + 3; // each has a type
+            let asked = asked_by_grep();
+            assert_eq!((server.count("qom-get"), asked), (values, values + 26));
         }
         assert_none_early(&server);
     }

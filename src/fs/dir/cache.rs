@@ -14,7 +14,7 @@ use crate::fs::inode::table::Ino;
 pub struct ListingCache {
     lifetime: Duration,
     cached: Mutex<Cached>,
-    /// Counts what made listings stale. One that was asked for under another count is not kept.
+    /// Counts what made listings and values stale. What was asked for under another count is not kept.
     generation: AtomicU64,
 }
 
@@ -91,15 +91,20 @@ impl ListingCache {
         self.cached.lock().by_ino.remove(&ino);
     }
 
+    /// Something changed: what is on its way may be older.
+    pub fn note_change(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// The object under this inode changed.
     pub fn drop_one(&self, ino: Ino) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.note_change();
         self.cached.lock().by_ino.remove(&ino);
     }
 
     /// Anything may have changed.
     pub fn drop_all(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.note_change();
         self.cached.lock().by_ino.clear();
     }
 }

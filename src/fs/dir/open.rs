@@ -55,8 +55,7 @@ impl Tree {
 
     pub fn close_directory(&self, handle: u64) {
         self.directories.close(handle);
-        self.walks.lock().forget_old();
-        self.ahead.forget_old();
+        self.prefetcher.forget_old();
     }
 
     /// Gives the lines of an open directory from `offset` on to `take`, with the offset of the
@@ -116,16 +115,19 @@ impl Tree {
         let listing = match &*shown {
             Some(known) if offset > 0 => return Ok(known.clone()),
             Some(_) => self.listing(directory.ino, wait)?,
-            None => self.listing_for(directory.ino, Some(directory.process), wait)?,
+            None => self.listing_for(directory.ino, directory.process, wait)?,
         };
         Ok(self.show(&directory, &mut shown, listing))
     }
 
     fn show(&self, directory: &Directory, shown: &mut Option<Shown>, listing: Arc<Listing>) -> Shown {
         let mut sizes = None;
-        if shown.is_none() {
-            self.look_ahead(directory.ino, &listing, directory.process);
-            sizes = self.sizes_at_hand(directory.ino, &listing, directory.process);
+        let found = self.inodes.lock().get(directory.ino);
+        if shown.is_none()
+            && let (Some((_, entry)), Ok(path)) = (found, self.object(directory.ino))
+        {
+            let access = self.access(directory.process, &path);
+            sizes = self.prefetcher.listed(access, &entry.file, &listing);
         }
         shown
             .insert(Shown {

@@ -37,7 +37,7 @@ impl Tree {
     ///
     /// # Errors
     /// EROFS, EACCES; ENOENT when its object is known to be gone.
-    pub fn access(&self, ino: Ino, write: bool, execute: bool) -> Result<()> {
+    pub fn check_access(&self, ino: Ino, write: bool, execute: bool) -> Result<()> {
         let attributes = self.attributes(ino)?.attributes;
         if write && self.settings.read_only {
             Err(libc::EROFS.into())

@@ -104,7 +104,7 @@ impl Tree {
     }
 
     /// The listing of an object, if it is in memory.
-    fn known_listing(&self, object: &Path) -> Option<Arc<Listing>> {
+    pub(crate) fn known_listing(&self, object: &Path) -> Option<Arc<Listing>> {
         let inodes = self.inodes.lock();
         let ino = object
             .names()
@@ -126,7 +126,8 @@ impl Tree {
             return Err(libc::EINVAL.into());
         }
         wait.allowed()?;
-        let answer = match self.ahead.take(process, &path, &entry.name) {
+        let access = self.access(process, &path);
+        let answer = match self.prefetcher.value_at_hand(access, &entry.name) {
             Some(served) => served,
             None => self.qom.request(Request::get(&path, &entry.name)),
         };

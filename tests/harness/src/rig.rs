@@ -3,6 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use serde_json::Value;
 
 use crate::mount::Mount;
@@ -36,7 +37,11 @@ pub struct Rig {
     pub mount: Mount, // first, so that it is unmounted before what it is of goes
     pub relay: Relay,
     pub qemu: Qemu,
+    _alone: ReentrantMutexGuard<'static, ()>,
 }
+
+/// One test with a rig at a time: what is asked ahead depends on the pace of who reads.
+static ALONE: ReentrantMutex<()> = ReentrantMutex::new(());
 
 /// One request, unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,9 +55,15 @@ impl Rig {
     /// A machine with further arguments for QEMU, mounted with further options.
     #[track_caller]
     pub fn new(which: Which, machine: &[&str], options: &[&str]) -> Rig {
+        let _alone = ALONE.lock();
         let options = [&["-o", "entry_timeout=60"], options].concat();
         let (qemu, relay, mount) = relayed(which, "q35", machine, &options);
-        Rig { mount, relay, qemu }
+        Rig {
+            mount,
+            relay,
+            qemu,
+            _alone,
+        }
     }
 
     /// A path below the mount point, quoted for a shell.
