@@ -166,7 +166,9 @@ impl Prefetcher {
                 _ => {}
             },
         }
-        self.store.lock().reader(access).window = 1;
+        if let Some(window) = self.store.lock().reader(access).walk.window_of(access.path) {
+            *window = 1;
+        }
         Ok(())
     }
 

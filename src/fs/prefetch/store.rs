@@ -59,6 +59,8 @@ struct Snapshot {
     values: usize,
     read: usize,
     missed: usize,
+    /// It was too old when it came.
+    was_late: bool,
     /// Until it is listed.
     properties: Option<Vec<Property>>,
     texts: HashMap<Arc<str>, Result<String, Error>>,
@@ -67,8 +69,6 @@ struct Snapshot {
 /// A process that reads.
 pub struct Reader {
     pub walk: Walk,
-    /// How many objects to ask for in one request with their values.
-    pub window: usize,
     ready: HashMap<Path, Snapshot>,
 }
 
@@ -119,7 +119,7 @@ impl InFlight {
 }
 
 impl Snapshot {
-    fn new(sent: Stamp, index: usize, objects: usize, values: Vec<Valued>) -> Snapshot {
+    fn new(sent: Stamp, now: Stamp, (index, objects): (usize, usize), values: Vec<Valued>) -> Snapshot {
         let text = |valued: Valued| Some((valued.property.name, valued.text?));
         Snapshot {
             sent,
@@ -129,6 +129,7 @@ impl Snapshot {
             values: values.len(),
             read: 0,
             missed: 0,
+            was_late: !sent.is_fresh(now, WINDOW),
             properties: Some(values.iter().map(|valued| valued.property.clone()).collect()),
             texts: values.into_iter().filter_map(text).collect(),
         }
@@ -150,7 +151,9 @@ impl Reader {
             return Some(snapshot);
         }
         if !snapshot.texts.is_empty() {
-            self.window = snapshot.index.clamp(1, self.window);
+            if let Some(window) = self.walk.window_of(access.path) {
+                *window = snapshot.index.clamp(1, *window);
+            }
             snapshot.empty();
         }
         None
@@ -159,11 +162,15 @@ impl Reader {
     /// Before the walk goes on from the object listed last: if it was the last one of a reply, and
     /// half of the time was enough for all of them, twice as many may be asked for.
     pub fn widen(&mut self, now: Stamp) {
-        let done = self.walk.present().and_then(|(path, ..)| self.ready.get(path));
-        if let Some(done) = done.filter(|done| done.sent.is_fresh(now, WINDOW / 2))
+        let Some(path) = self.walk.present().map(|(path, ..)| path.clone()) else {
+            return;
+        };
+        if let Some(done) = self.ready.get(&path)
             && done.index + 1 == done.objects
+            && done.sent.is_fresh(now, WINDOW / 2)
+            && let Some(window) = self.walk.window_of(&path)
         {
-            self.window = self.window.max(2 * done.objects).min(MAX_WINDOW);
+            *window = (*window).max(2 * done.objects).min(MAX_WINDOW);
         }
     }
 
@@ -186,13 +193,13 @@ impl Reader {
     }
 
     /// Whether there is no use in asking for an object as a whole: it is there, and what is not was served or cannot be
-    /// read; or it grew old, and too few values were opened since. If it came too late for any, the next will too.
+    /// read; or it grew old, and too few values were opened since. If it came too late, the next will too.
     pub fn is_useless(&mut self, access: Access<'_>) -> bool {
         if self.ready(access).is_some() {
             return true;
         }
         self.ready.get_mut(access.path).is_some_and(|old| {
-            let enough = if old.read == 0 {
+            let enough = if old.was_late {
                 old.values
             } else {
                 old.values / WORTH_A_READ
@@ -233,12 +240,9 @@ impl Store {
         }
         let reader = self.readers.entry(process).or_insert_with(|| Reader {
             walk: Walk::new(now),
-            window: MAX_WINDOW,
             ready: HashMap::new(),
         });
-        if !reader.walk.goes_on(now) {
-            reader.window = MAX_WINDOW;
-        }
+        reader.walk.go_on(now);
         reader
     }
 
@@ -254,7 +258,7 @@ impl Store {
         let reader = &self.readers[&access.process];
         decide(&Planner {
             walk: &reader.walk,
-            window: reader.window,
+            window: reader.walk.window(),
             features,
             have: &|path, need| {
                 self.have(Access { path, ..access }, need) || need == Need::Listing && is_cached(path)
@@ -336,7 +340,7 @@ impl Store {
             if !fits && path != *access.path {
                 continue;
             }
-            let mut snapshot = Snapshot::new(sent, index, count, values);
+            let mut snapshot = Snapshot::new(sent, now, (index, count), values);
             let ready = self.readers.values().flat_map(|reader| reader.ready.values());
             if ready.map(|other| other.bytes).sum::<usize>() + snapshot.bytes > VALUES_AHEAD_BYTES {
                 snapshot.empty();

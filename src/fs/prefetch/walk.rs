@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::fs::dir::listing::{Entry, Listing};
+use crate::fs::prefetch::plan::MAX_WINDOW;
 use crate::qom::Path;
 
 /// How long a pause ends a walk, and how old a value that was asked for ahead may be when an open begins.
@@ -49,6 +50,8 @@ struct Frame {
     in_order: bool,
     /// Which of its values comes next if they are read in order.
     next_value: usize,
+    /// How many of its children to ask for in one request with their values.
+    window: usize,
 }
 
 impl Frame {
@@ -71,14 +74,12 @@ impl Walk {
         }
     }
 
-    /// The process does something. False if it paused, and the walk begins anew.
-    pub fn goes_on(&mut self, now: Instant) -> bool {
-        let goes_on = now.saturating_duration_since(self.last) <= WINDOW;
-        if !goes_on {
+    /// The process does something. If it paused, its walk begins anew.
+    pub fn go_on(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.last) > WINDOW {
             *self = Walk::new(now);
         }
         self.last = now;
-        goes_on
     }
 
     /// The process lists an object, which its parent shows as `file`.
@@ -104,6 +105,7 @@ impl Walk {
             child: None,
             in_order: true,
             next_value: 0,
+            window: MAX_WINDOW,
         });
         self.step = Step::Listed;
     }
@@ -141,11 +143,26 @@ impl Walk {
         Some((&frame.path, frame.listing.values(), frame.next_value))
     }
 
+    fn next_frame(&self) -> Option<&Frame> {
+        self.frames.iter().rev().find(|frame| !frame.rest().is_empty())
+    }
+
+    /// How many of the objects that are listed next to ask for in one request with their values.
+    pub fn window(&self) -> usize {
+        self.next_frame().map_or(MAX_WINDOW, |frame| frame.window)
+    }
+
+    /// The same for an object and its siblings, to be changed.
+    pub fn window_of(&mut self, object: &Path) -> Option<&mut usize> {
+        let parent = object.parent()?;
+        let frame = self.frames.iter_mut().rev().find(|frame| frame.path == parent)?;
+        Some(&mut frame.window)
+    }
+
     /// The objects that are listed next: the first one surely, if the walk goes on, the others
     /// (its siblings) soon. None when it goes by another order, or has come to its end.
     pub fn next_objects(&self) -> impl Iterator<Item = Path> {
-        let frame = self.frames.iter().rev().find(|frame| !frame.rest().is_empty());
-        let frame = frame.filter(|frame| frame.in_order);
+        let frame = self.next_frame().filter(|frame| frame.in_order);
         frame.into_iter().flat_map(|frame| {
             let rest = frame.rest().iter();
             rest.filter_map(|entry| frame.path.child(&entry.name))

@@ -74,14 +74,20 @@ fn a_value_serves_one_open_that_begins_in_time() {
 fn as_many_at_once_as_are_read_in_time() {
     let (mut store, sent) = store(0..8);
     let walker = reader(&mut store, PROCESS, sent);
-    assert_eq!(walker.window, MAX_WINDOW);
+    let top = ["o0", "o1"].map(|name| Property {
+        name: name.into(),
+        declared: "child<x>".into(),
+    });
+    let top = Arc::new(Listing::new(top.into(), &Default::default(), |_| 2));
+    walker.walk.listed(&Path::root(), "", &top);
+    assert_eq!(walker.walk.window(), MAX_WINDOW);
     let too_late = later(sent, WINDOW + A_MOMENT);
     assert!(take(walker, 1, "v1", later(sent, WINDOW)).is_some());
     assert!(take(walker, 2, "v1", too_late).is_none());
-    assert_eq!(walker.window, 2);
+    assert_eq!(walker.walk.window(), 2);
     // Half of the time was enough for the last one, or not.
     let again = later(sent, WINDOW);
-    let listing = Arc::new(Listing::new(Vec::new(), &Default::default(), |_| 2));
+    let leaf = Arc::new(Listing::new(Vec::new(), &Default::default(), |_| 2));
     keep(&mut store, again, 8..10);
     let walker = reader(&mut store, PROCESS, sent);
     for (n, took, window) in [
@@ -89,9 +95,13 @@ fn as_many_at_once_as_are_read_in_time() {
         (8, A_MOMENT, 2),
         (9, WINDOW / 2, 4),
     ] {
-        walker.walk.listed(&object(n), "", &listing);
+        walker.walk.listed(&object(n), "", &leaf);
         walker.widen(later(again, took));
-        assert_eq!(walker.window, window, "{n}, {took:?}");
+        assert_eq!(
+            walker.walk.window_of(&object(n)).copied(),
+            Some(window),
+            "{n}, {took:?}"
+        );
     }
 }
 
@@ -136,9 +146,12 @@ fn what_is_held_is_bounded() {
 #[test]
 fn a_pause_ends_a_walk() {
     let (mut store, sent) = store(0..0);
-    reader(&mut store, PROCESS, sent).window = 1;
+    let top = Arc::new(Listing::new(Vec::new(), &Default::default(), |_| 2));
+    let walk = |store: &mut Store, then| reader(store, PROCESS, then).walk.present().is_some();
+    reader(&mut store, PROCESS, sent)
+        .walk
+        .listed(&Path::root(), "", &top);
     let then = later(sent, WINDOW);
-    assert_eq!(reader(&mut store, PROCESS, then).window, 1);
-    let walker = reader(&mut store, PROCESS, later(then, WINDOW + A_MOMENT));
-    assert_eq!(walker.window, MAX_WINDOW);
+    assert!(walk(&mut store, then));
+    assert!(!walk(&mut store, later(then, WINDOW + A_MOMENT)));
 }
