@@ -10,6 +10,7 @@ mod daemon;
 mod fs;
 mod fuse;
 mod limits;
+mod pidfd;
 mod process;
 mod qmp;
 mod qom;

@@ -26,6 +26,12 @@ Mount options:
   entry_timeout=SECONDS     how long a listing is kept (default: 1)
   timeout=SECONDS           for each QMP request, and for connecting (default: 10)
   reconnect                 stay mounted when QEMU goes, and serve again when it is back
+  monitor=auto|own|given    whether QEMU makes a monitor for the mount, so that the given one serves
+                            others: auto where it can (QEMU 11.1, Unix sockets, not with ro), own
+                            or no mount, given never (default: auto)
+  idle=SECONDS              let others use the given monitor when nothing was asked for so long, and
+                            take it again when something is (default: 0, never; for Proxmox's
+                            sockets 1)
   no_readahead              never ask QEMU for anything before it is read
   no_pipelining             send QEMU no request before it has answered the last one (always so
                             behind libvirt's virt-qemu-qmp-proxy, which takes no more)
@@ -222,6 +228,14 @@ pub fn parse(
             mount.set(&word)?;
         }
     }
+    let lasting = matches!(machine, Wanted::Command(_) | Wanted::At(Address::Fd(_)));
+    if let Some(idle) = mount.idle.filter(|idle| lasting && !idle.is_zero()) {
+        let word = format!("idle={}", idle.as_secs_f64());
+        return Err(UsageError::Option(
+            word,
+            "nobody else can use this monitor".into(),
+        ));
+    }
     Ok(Task::Mount(Box::new(Config {
         machine,
         source,
@@ -242,6 +256,7 @@ pub fn parse(
 mod tests {
     use super::*;
     use crate::fs::Settings;
+    use crate::qmp::MonitorChoice;
     use std::time::Duration;
 
     fn parse_line(line: &str, environment: &[(&str, &str)]) -> Result<Config, UsageError> {
@@ -310,7 +325,7 @@ mod tests {
     #[test]
     fn options() {
         let all = "qom-fuse /s mnt -o ro,allow_other,dev,suid,nofail,x-systemd.automount,uid=5,umask=027 \
-                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining";
+                   -o entry_timeout=0.5,timeout=2,fsname=a\\,b,reconnect,no_readahead,no_pipelining,monitor=own,idle=0.5";
         let mount = parse_line(all, &[]).unwrap().mount;
         let want = MountOptions {
             fs: Settings {
@@ -326,6 +341,8 @@ mod tests {
             fsname: Some("a,b".into()),
             reconnect: true,
             pipelining: false,
+            monitor: MonitorChoice::Own,
+            idle: Some(Duration::from_millis(500)),
             ..MountOptions::default()
         };
         assert_eq!(mount, want);
@@ -340,9 +357,39 @@ mod tests {
             "entry_timeout=-1",
             "timeout=1e99",
             "a=b",
+            "monitor=mine",
+            "idle=-1",
         ] {
             let error = parse_line(&format!("qom-fuse /s mnt -o {bad}"), &[]).unwrap_err();
             assert!(error.to_string().contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn when_a_monitor_is_let_go() {
+        let idle = |line: &str| {
+            let config = parse_line(line, &[]).unwrap();
+            match config.machine {
+                Wanted::At(address) => config.mount.monitor_options(&address).idle,
+                Wanted::Named(_) | Wanted::Command(_) => None,
+            }
+        };
+        let second = Duration::from_secs(1);
+        for (line, want) in [
+            ("qom-fuse /s mnt", None),
+            ("qom-fuse -o idle=1 /s mnt", Some(second)),
+            ("qom-fuse /run/qemu-server/100.qmp mnt", Some(second)),
+            ("qom-fuse /var/run/qemu-server/100.qmp mnt", Some(second)),
+            ("qom-fuse /run/qemu-server2/100.qmp mnt", None),
+            ("qom-fuse -o idle=0 /run/qemu-server/100.qmp mnt", None),
+            ("qom-fuse -o idle=2 /run/qemu-server/1.qmp mnt", Some(2 * second)),
+            ("qom-fuse -o idle=0 fd:3 mnt", None),
+        ] {
+            assert_eq!(idle(line), want, "{line}");
+        }
+        for line in ["qom-fuse -o idle=1 fd:3 mnt", "qom-fuse -o idle=1 mnt -- qemu"] {
+            let error = parse_line(line, &[]).unwrap_err().to_string();
+            assert!(error.contains("idle=1: nobody else"), "{error}");
         }
     }
 

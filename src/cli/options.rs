@@ -4,6 +4,12 @@ use std::time::Duration;
 
 use super::UsageError;
 use crate::fs::Settings;
+use crate::qmp::{Address, MonitorChoice, MonitorOptions};
+
+/// Where Proxmox has the one monitor of each machine, which its own tools need for moments every few seconds.
+const PROXMOX: [&str; 2] = ["/run/qemu-server", "/var/run/qemu-server"];
+/// After how long it is let go of there.
+const PROXMOX_IDLE: Duration = Duration::from_secs(1);
 
 /// How to mount, which `-o` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +29,9 @@ pub struct MountOptions {
     /// Which libvirt has the domain, where that is not the one to be expected.
     pub uri: Option<String>,
     pub reconnect: bool,
+    pub monitor: MonitorChoice,
+    /// After how long the given monitor is let go of when nothing is asked; zero: never. None: as the address has it.
+    pub idle: Option<Duration>,
     /// Whether a request may be sent before the one before it was answered.
     pub pipelining: bool,
     pub no_exec: bool,
@@ -41,6 +50,8 @@ impl Default for MountOptions {
             timeout: Duration::from_secs(10),
             uri: None,
             reconnect: false,
+            monitor: MonitorChoice::Auto,
+            idle: None,
             pipelining: true,
             no_exec: false,
             no_atime: false,
@@ -88,6 +99,17 @@ impl MountOptions {
                         .filter(|t| !t.is_zero())
                         .ok_or_else(|| bad("not a number of seconds above 0"))?;
                 }
+                "monitor" => {
+                    self.monitor = match value {
+                        "auto" => MonitorChoice::Auto,
+                        "own" => MonitorChoice::Own,
+                        "given" => MonitorChoice::Given,
+                        _ => return Err(bad("auto, own or given")),
+                    }
+                }
+                "idle" => {
+                    self.idle = Some(seconds(value).ok_or_else(|| bad("not a number of seconds"))?);
+                }
                 name if name.starts_with("x-") || name == "comment" => {}
                 _ => return Err(bad("unknown option (see --help)")),
             }
@@ -117,6 +139,28 @@ impl MountOptions {
             _ => return Err(bad("unknown option (see --help)")),
         }
         Ok(())
+    }
+
+    /// How the monitor at an address is used.
+    pub fn monitor_options(&self, address: &Address) -> MonitorOptions {
+        let usual = || match address.found() {
+            Some(Address::Unix(path)) if PROXMOX.iter().any(|folder| path.starts_with(folder)) => {
+                PROXMOX_IDLE
+            }
+            _ => Duration::ZERO,
+        };
+        let idle = self.idle.unwrap_or_else(usual);
+        MonitorOptions {
+            timeout: self.timeout,
+            pipelining: self.pipelining,
+            reconnect: self.reconnect,
+            choice: match self.monitor {
+                // A mount that changes nothing has QEMU make nothing, unless it is told to.
+                MonitorChoice::Auto if self.fs.read_only => MonitorChoice::Given,
+                choice => choice,
+            },
+            idle: (!idle.is_zero()).then_some(idle),
+        }
     }
 
     /// Whether others than the mounting user are let in, as far as modes and `allow_root` let them.

@@ -13,7 +13,7 @@ use super::machine::{self, Machine};
 use super::signals::{Inherited, watch_signals};
 use super::watchdog::Watchdog;
 use super::{Daemon, Error, failed};
-use crate::cli::{Config, MountOptions, Wanted};
+use crate::cli::{Config, Wanted};
 use crate::fs::Tree;
 use crate::qmp::{Address, EventSink, Monitor, MonitorEvent};
 use crate::qom::Qom;
@@ -40,17 +40,14 @@ impl Daemon {
                 (Address::Fd(monitor.into_raw_fd()), Some(machine))
             }
         };
-        let MountOptions {
-            timeout,
-            pipelining,
-            reconnect,
-            ..
-        } = config.mount;
-        // libvirt closes connections while the machine lives.
-        let reconnect = reconnect || finder.as_ref().is_some_and(|finder| finder.is_libvirts());
+        let mut options = config.mount.monitor_options(&address);
+        if finder.as_ref().is_some_and(|finder| finder.is_libvirts()) {
+            // libvirt closes connections while the machine lives, and nobody else can use this one.
+            (options.reconnect, options.idle) = (true, None);
+        }
         let told = Arc::new(OnceLock::new());
         let sink = event_sink(told.clone(), sender.clone());
-        let monitor = Monitor::connect(address, timeout, pipelining, reconnect, sink);
+        let monitor = Monitor::connect(address, options, sink);
         let monitor = monitor.map_err(|e| {
             // It may have said itself what is wrong, and ended.
             let status = machine.as_mut().and_then(Machine::exits_soon);
@@ -99,6 +96,11 @@ fn event_sink(tree: Arc<OnceLock<Weak<Tree>>>, events: Sender<Event>) -> EventSi
                 }
             }
             MonitorEvent::Lost(why) => _ = events.send(Event::MonitorLost(why)),
+            MonitorEvent::Away => {
+                if let Some(tree) = tree {
+                    tree.invalidate_all();
+                }
+            }
             MonitorEvent::Back(greeting) => {
                 // It may be another QEMU.
                 if let Some(tree) = tree {

@@ -147,6 +147,14 @@ impl Address {
         !matches!(self, Address::Fd(_))
     }
 
+    /// Where the monitor is: for a machine that is looked for, where it was found last.
+    pub fn found(&self) -> Option<Address> {
+        match self {
+            Address::Located(machine) => machine.found_at(),
+            address => Some(address.clone()),
+        }
+    }
+
     /// How long connecting may take where a request may take `timeout`.
     pub(super) fn limit(&self, timeout: Duration) -> Duration {
         match self {

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info};
 use parking_lot::Mutex;
+use rustix::process::Pid;
 use serde_json::value::RawValue;
 use socket2::Socket;
 
-use super::address::Address;
-use super::connect::connect;
-use super::error::{Closed, Error, NotConnected};
-use super::handshake::{Incoming, Peer, handshake};
+use super::error::{Closed, Error};
+use super::handshake::{Greeted, Incoming, Peer};
 use super::lines::LineReader;
+use super::monitor::MonitorOptions;
 use super::pending::{Pending, Slot};
 use super::reply::Room;
 use super::wire::{self, Greeting, Version};
@@ -46,58 +46,61 @@ pub struct Connection {
     /// Whether `qom-list-get` is worth a try.
     list_get: AtomicBool,
     socket: Arc<Socket>,
+    /// The process that listens at the address, if it is known.
+    listener: Option<Pid>,
+    /// It keeps nobody from the address.
+    is_own: bool,
     writer: Mutex<Writer>,
     state: Mutex<State>,
     room: Room,
 }
 
-#[derive(Default)]
 struct State {
     /// Requests without a reply, oldest first.
     owed: VecDeque<Arc<Slot>>,
+    /// When the last request was sent or answered.
+    used: Instant,
     /// Why the connection is closed: what everybody is told.
     closed: Option<Arc<Closed>>,
 }
 
 impl Connection {
-    /// Connects, reads the greeting and leaves capability negotiation mode, all within
-    /// `timeout`, which also bounds each request later. Without `pipelining`, or if the peer is one that
-    /// takes no more, there is one request at a time. `before` is the number of the connection before it. What comes is to be read by [`super::reader::read_all`].
+    /// Begins with a monitor that has greeted; `number` connections were before it. What comes is to be read by
+    /// [`super::reader::read_all`].
     ///
     /// # Errors
-    /// [`NotConnected`], which tells a monitor held by another client from one that is absent
-    /// and from a socket that is none.
-    pub(super) fn open(
-        address: &Address,
-        timeout: Duration,
-        pipelining: bool,
-        before: Option<u64>,
-    ) -> Result<(Arc<Connection>, LineReader<Incoming>), NotConnected> {
-        let deadline = Instant::now() + address.limit(timeout);
-        let socket = connect(address, deadline).map_err(|e| match e.kind() {
-            io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => {
-                NotConnected::Crowded(timeout)
-            }
-            _ => e.into(),
-        })?;
-        let socket = Arc::new(socket);
-        let mut lines = LineReader::new(Incoming::new(socket.clone(), deadline));
-        let Peer {
-            greeting,
-            one_at_a_time,
-        } = handshake(&mut lines, timeout)?;
+    /// When the socket failed.
+    pub(super) fn new(
+        greeted: Greeted,
+        options: &MonitorOptions,
+        number: u64,
+    ) -> io::Result<(Arc<Connection>, LineReader<Incoming>)> {
+        let Greeted {
+            socket,
+            mut lines,
+            peer: Peer {
+                greeting,
+                one_at_a_time,
+            },
+            listener,
+            is_own,
+        } = greeted;
         lines.source_mut().lift_deadline()?;
-        // What was opened on this very machine may still be written to.
-        let number = before.map_or(0, |before| before + u64::from(!address.is_same_machine()));
         let connection = Arc::new(Connection {
             number,
             list_get: AtomicBool::new(greeting.version >= LIST_GET_SINCE),
             greeting,
-            timeout,
-            one_at_a_time: one_at_a_time || !pipelining,
+            timeout: options.timeout,
+            one_at_a_time: one_at_a_time || !options.pipelining,
+            listener,
+            is_own,
             writer: Mutex::new(Writer::new(socket.clone())),
             socket,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                owed: VecDeque::new(),
+                used: Instant::now(),
+                closed: None,
+            }),
             room: Room::new(),
         });
         Ok((connection, lines))
@@ -111,6 +114,11 @@ impl Connection {
     /// What QEMU said of itself.
     pub fn greeting(&self) -> &Greeting {
         &self.greeting
+    }
+
+    /// The process that listens at the address, if it is known.
+    pub(super) fn listener(&self) -> Option<Pid> {
+        self.listener
     }
 
     /// Whether it has ended.
@@ -180,6 +188,7 @@ impl Connection {
                 return Err(Error::Stalled);
             }
             state.owed.push_back(slot.clone());
+            state.used = Instant::now();
         }
         // 5. The request itself.
         let error = match writer.write(request, until) {
@@ -232,7 +241,11 @@ impl Connection {
             return false;
         };
         let reply = reply.and_then(|json| self.room.take_in(json.get(), slot.ahead));
-        self.state.lock().owed.pop_front();
+        {
+            let mut state = self.state.lock();
+            state.owed.pop_front();
+            state.used = Instant::now();
+        }
         let took = slot.sent.elapsed();
         if let Some(request) = &slot.shown {
             let verdict = match &reply {
@@ -247,6 +260,30 @@ impl Connection {
             info!("a late reply came after {took:?} and was dropped");
         }
         true
+    }
+
+    /// Ends the connection if nothing was asked for so long; else says when to try again.
+    pub(super) fn let_go(&self, idle: Duration) -> Option<Duration> {
+        const NEVER: Duration = Duration::from_secs(3600);
+        if self.is_own {
+            return Some(NEVER);
+        }
+        let Some(_nobody_writes) = self.writer.try_lock() else {
+            return Some(idle);
+        };
+        let left = {
+            let state = self.state.lock();
+            match (&state.closed, state.owed.is_empty()) {
+                (Some(_), _) => NEVER,
+                (None, false) => idle,
+                (None, true) => idle.saturating_sub(state.used.elapsed()),
+            }
+        };
+        if left.is_zero() {
+            self.close(Closed::Idle);
+            return None;
+        }
+        Some(left)
     }
 
     /// Ends the connection for everybody, and gives the reason: the first that there was.

@@ -32,6 +32,9 @@ pub enum Error {
     /// The request was never sent: the connection has ended.
     #[error("not connected to QEMU: {0}")]
     Unsent(Arc<Closed>),
+    /// The request was never sent: its monitor was let go of, and cannot be had now.
+    #[error("the monitor serves others when it is not used (-o idle), and cannot be had again: {0}")]
+    Away(Arc<ConnectError>),
     /// The request was never sent: it is about what an earlier connection had.
     #[error("QEMU was connected again since this file was opened, and may be another one: open it again")]
     Reconnected,
@@ -58,6 +61,9 @@ pub enum Closed {
     /// A part of qom-fuse itself broke (a panic in the reader).
     #[error("internal error: {0}")]
     Internal(String),
+    /// We let go of it, for others; seen only when QEMU is not there any more.
+    #[error("QEMU has ended since its monitor was last used")]
+    Idle,
     /// We closed it.
     #[error("disconnected")]
     Ours,
@@ -66,7 +72,7 @@ pub enum Closed {
 impl Closed {
     /// True when QEMU simply went away, which is no failure of anybody's.
     pub fn is_orderly(&self) -> bool {
-        matches!(self, Closed::Eof | Closed::Io(_) | Closed::Ours)
+        matches!(self, Closed::Eof | Closed::Io(_) | Closed::Idle | Closed::Ours)
     }
 }
 
@@ -109,6 +115,8 @@ pub enum NotConnected {
         printable(.0)
     )]
     NotQmp(String),
+    #[error("QEMU makes no monitor for this mount (-o monitor=own): {}", printable(.0))]
+    NoOwnMonitor(String),
 }
 
 /// The same, with the address.
@@ -124,6 +132,15 @@ impl ConnectError {
         ConnectError {
             address: address.to_string(),
             why,
+        }
+    }
+
+    /// Whether QEMU may be there, and only does not get to us: another client is served, or it is stopped.
+    pub fn is_held(&self) -> bool {
+        match &self.why {
+            NotConnected::NoGreeting(_) | NotConnected::Crowded(_) | NotConnected::Stopped(_) => true,
+            NotConnected::Io(error) => error.kind() == io::ErrorKind::TimedOut,
+            NotConnected::NotQmp(_) | NotConnected::NoOwnMonitor(_) => false,
         }
     }
 }

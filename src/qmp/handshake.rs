@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
+use rustix::process::Pid;
 use socket2::Socket;
 
+use super::address::Address;
+use super::connect::connect;
 use super::error::NotConnected;
 use super::lines::LineReader;
 use super::wire::{self, Greeting, Message};
@@ -24,6 +27,11 @@ impl Incoming {
             socket,
             deadline: Some(deadline),
         }
+    }
+
+    /// What is read from now on must come before this.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
     }
 
     /// Reads without a deadline from now on.
@@ -51,6 +59,46 @@ impl Read for Incoming {
         (&*self.socket).read(buffer).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
             _ => e,
+        })
+    }
+}
+
+/// A monitor that has greeted and takes commands, and that nobody reads yet.
+pub(super) struct Greeted {
+    pub socket: Arc<Socket>,
+    pub lines: LineReader<Incoming>,
+    pub peer: Peer,
+    /// The process that listens at the address, if it is known.
+    pub listener: Option<Pid>,
+    /// QEMU has made it for us: it keeps nobody from the address.
+    pub is_own: bool,
+}
+
+impl Greeted {
+    /// Connects and does the handshake, within `timeout`.
+    pub fn at(address: &Address, timeout: Duration) -> Result<Greeted, NotConnected> {
+        let deadline = Instant::now() + address.limit(timeout);
+        let socket = connect(address, deadline).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => {
+                NotConnected::Crowded(timeout)
+            }
+            _ => e.into(),
+        })?;
+        Greeted::on(socket, deadline, timeout)
+    }
+
+    /// The same on a connected socket. What is read from it must come before the deadline, until that is lifted.
+    pub fn on(socket: Socket, deadline: Instant, timeout: Duration) -> Result<Greeted, NotConnected> {
+        let socket = Arc::new(socket);
+        let mut lines = LineReader::new(Incoming::new(socket.clone(), deadline));
+        let peer = handshake(&mut lines, timeout)?;
+        let listener = getsockopt(&*socket, PeerCredentials).ok();
+        Ok(Greeted {
+            listener: listener.and_then(|listener| Pid::from_raw(listener.pid())),
+            is_own: false,
+            socket,
+            lines,
+            peer,
         })
     }
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
+use super::address::Address;
+
 /// Finds a machine, for each connection anew. It is shown as the user named it.
 pub trait Locate: fmt::Debug + fmt::Display + Send + Sync {
     /// Connects to it.
@@ -17,6 +19,9 @@ pub trait Locate: fmt::Debug + fmt::Display + Send + Sync {
 
     /// How long connecting may take where a request may take `timeout`.
     fn limit(&self, timeout: Duration) -> Duration;
+
+    /// Where its own monitor is, as it was found last. None when it is lent out.
+    fn found_at(&self) -> Option<Address>;
 
     /// Whether the last connection leads to the very process of the one before it.
     fn is_same_machine(&self) -> bool;

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::debug;
+use log::{Level, log};
 use parking_lot::{Condvar, Mutex};
 
 use super::address::Address;
 use super::connection::Connection;
-use super::error::{Closed, ConnectError, Error};
+use super::error::{Closed, ConnectError, Error, NotConnected};
 use super::handshake::Incoming;
+use super::idle::Away;
 use super::lines::LineReader;
+use super::own::{self, MonitorChoice};
 use super::pending::Pending;
 use super::reader::read_all;
 use super::wire::{Event, Greeting};
@@ -32,54 +34,75 @@ pub enum MonitorEvent {
     Lost(Arc<Closed>),
     /// Connected again, perhaps to another QEMU.
     Back(Greeting),
+    /// The monitor is let go of, for others, until the next request: nothing is announced meanwhile.
+    Away,
 }
 
 /// Hears what happens, in its order: before any later reply is given out, since that order tells what an event
 /// is about, and what a reply of another QEMU's is. Must not wait for a reply.
 pub type EventSink = Box<dyn Fn(MonitorEvent) + Send + Sync>;
 
-/// The monitor at one address, connected or not, until [`Monitor::hang_up`].
-pub struct Monitor {
-    address: Address,
-    timeout: Duration,
-    pipelining: bool,
-    reconnect: bool,
-    sink: EventSink,
-    current: Mutex<Current>,
-    /// Signalled when the connection is lost, when an attempt to connect is wanted, and when one ended.
-    changed: Condvar,
+/// How a monitor is used.
+#[derive(Debug, Clone, Copy)]
+pub struct MonitorOptions {
+    /// For connecting, and for each request.
+    pub timeout: Duration,
+    /// Without it there is one request at a time.
+    pub pipelining: bool,
+    /// Whether a lost connection is sought again.
+    pub reconnect: bool,
+    pub choice: MonitorChoice,
+    /// After how long the given monitor is let go of when nothing is asked, if at all.
+    pub idle: Option<Duration>,
 }
 
-struct Current {
-    connection: Arc<Connection>,
+/// The monitor at one address, connected or not, until [`Monitor::hang_up`].
+pub struct Monitor {
+    pub(super) address: Address,
+    pub(super) options: MonitorOptions,
+    pub(super) sink: EventSink,
+    pub(super) current: Mutex<Current>,
+    /// Signalled when the connection is lost, when an attempt to connect is wanted, and when one ended.
+    pub(super) changed: Condvar,
+}
+
+pub(super) struct Current {
+    pub connection: Arc<Connection>,
+    /// The monitor was let go of, for others.
+    pub away: Option<Away>,
     /// Since when a request waits for the next attempt to connect.
     wanted_since: Option<Instant>,
-    hung_up: bool,
+    pub hung_up: bool,
+}
+
+impl Current {
+    /// Whether the connection ended, and not because it was let go of.
+    fn is_lost(&self) -> bool {
+        self.away.is_none() && self.connection.is_closed()
+    }
 }
 
 impl Monitor {
-    /// Connects. `timeout` bounds this and every request; without `pipelining` there is one at a time. `sink` hears
-    /// what happens; with `reconnect`, a lost connection is sought again.
+    /// Connects. `sink` hears what happens.
     ///
     /// # Errors
     /// [`ConnectError`]
     pub fn connect(
         address: Address,
-        timeout: Duration,
-        pipelining: bool,
-        reconnect: bool,
+        mut options: MonitorOptions,
         sink: EventSink,
     ) -> Result<Arc<Monitor>, ConnectError> {
         let failed = |why| ConnectError::new(&address, why);
-        let (connection, lines) = Connection::open(&address, timeout, pipelining, None).map_err(failed)?;
+        options.reconnect &= address.is_repeatable();
+        let greeted = own::open(&address, &options).map_err(failed)?;
+        let (connection, lines) = Connection::new(greeted, &options, 0).map_err(|e| failed(e.into()))?;
         let monitor = Arc::new(Monitor {
-            reconnect: reconnect && address.is_repeatable(),
             address: address.clone(),
-            timeout,
-            pipelining,
+            options,
             sink,
             current: Mutex::new(Current {
                 connection: connection.clone(),
+                away: None,
                 wanted_since: None,
                 hung_up: false,
             }),
@@ -87,7 +110,14 @@ impl Monitor {
         });
         monitor
             .start_reader(connection, lines)
-            .and_then(|()| monitor.start_reconnecting())
+            .and_then(|()| match options.reconnect {
+                true => monitor.start_thread("qmp-reconnect", |monitor| monitor.reconnect_loop()),
+                false => Ok(()),
+            })
+            .and_then(|()| match options.idle {
+                Some(idle) => monitor.start_thread("qmp-idle", move |monitor| monitor.idle_loop(idle)),
+                None => Ok(()),
+            })
             .map_err(|e| {
                 monitor.hang_up();
                 failed(e.into())
@@ -97,8 +127,9 @@ impl Monitor {
 
     /// The number of the connection in force, if there is one: each that may lead to another machine has another.
     pub fn connection_number(&self) -> Option<u64> {
-        let current = self.current();
-        (!current.is_closed()).then(|| current.number())
+        let current = self.current.lock();
+        let next = current.away.as_ref().map(|away| away.number);
+        (!current.is_lost()).then(|| next.unwrap_or(current.connection.number()))
     }
 
     /// Sends a request; [`Pending::wait`] gives its reply. One that is about what a connection had is sent
@@ -107,17 +138,20 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn send(&self, request: &[u8], only_on: Option<u64>) -> Result<Pending, Error> {
-        let until = Instant::now() + self.timeout;
+        let until = Instant::now() + self.options.timeout;
         loop {
-            let connection = self.connection();
+            let connection = self.connection()?;
             if only_on.is_some_and(|only| only != connection.number()) {
                 return Err(Error::Reconnected);
             }
             let was_open = !connection.is_closed();
             match connection.send(request) {
+                // It was let go of just now.
+                Err(Error::Unsent(why)) if matches!(*why, Closed::Idle) && !self.is_in_force(&connection) => {
+                }
                 // It went while this request waited for its turn.
-                Err(Error::Unsent(_)) if self.reconnect && was_open && Instant::now() < until => {}
-                outcome => return outcome,
+                Err(Error::Unsent(_)) if self.reconnects() && was_open && Instant::now() < until => {}
+                sent => return sent,
             }
         }
     }
@@ -134,12 +168,18 @@ impl Monitor {
 
     /// How long a request may take.
     pub fn timeout(&self) -> Duration {
-        self.timeout
+        self.options.timeout
+    }
+
+    /// Whether requests go to this connection now.
+    fn is_in_force(&self, connection: &Arc<Connection>) -> bool {
+        let current = self.current.lock();
+        current.away.is_none() && Arc::ptr_eq(&current.connection, connection)
     }
 
     /// Whether a lost connection is sought again: wanted, and possible for this address.
     pub fn reconnects(&self) -> bool {
-        self.reconnect
+        self.options.reconnect
     }
 
     /// Gives the connection in force up, since its QEMU has ended, or may have. Another one is sought if that is wanted.
@@ -159,17 +199,18 @@ impl Monitor {
 
     /// The connection in force. When it is lost, sets off an attempt to reconnect at once and
     /// waits a moment for it, so that the first access after QEMU is back succeeds.
-    fn connection(&self) -> Arc<Connection> {
+    fn connection(&self) -> Result<Arc<Connection>, Error> {
         let mut current = self.current.lock();
-        if self.reconnect && current.connection.is_closed() {
+        self.take_back(&mut current)?;
+        if self.options.reconnect && current.is_lost() {
             // Counted from the first that waits: an attempt that hangs holds up nobody after.
             let since = *current.wanted_since.get_or_insert_with(Instant::now);
             self.changed.notify_all();
             let under_way = |current: &mut Current| current.wanted_since == Some(since) && !current.hung_up;
-            let until = since + ACCESS_WAITS.min(self.timeout);
+            let until = since + ACCESS_WAITS.min(self.options.timeout);
             self.changed.wait_while_until(&mut current, under_way, until);
         }
-        current.connection.clone()
+        Ok(current.connection.clone())
     }
 
     /// Starts the thread that reads a connection.
@@ -181,33 +222,39 @@ impl Monitor {
         let monitor = self.clone();
         let read = move || {
             let announce = |event| (monitor.sink)(MonitorEvent::Announced(event));
-            monitor.lost(read_all(&connection, lines, announce));
+            let why = read_all(&connection, lines, announce);
+            if !matches!(*why, Closed::Idle) {
+                monitor.lost(why);
+            }
         };
         let reader = thread::Builder::new().name("qmp-reader".into());
         reader.spawn(read).map(drop)
     }
 
-    fn lost(&self, why: Arc<Closed>) {
+    pub(super) fn lost(&self, why: Arc<Closed>) {
         // Who has just found the connection open waits by now, and is woken.
         drop(self.current.lock());
         self.changed.notify_all();
         (self.sink)(MonitorEvent::Lost(why));
     }
 
-    /// Starts the thread that reconnects, if that is wanted.
-    fn start_reconnecting(self: &Arc<Self>) -> io::Result<()> {
-        if !self.reconnect {
-            return Ok(());
-        }
+    /// Starts a thread that looks after the connection.
+    fn start_thread(
+        self: &Arc<Self>,
+        name: &'static str,
+        body: impl FnOnce(&Arc<Monitor>) + Send + 'static,
+    ) -> io::Result<()> {
         let monitor = self.clone();
-        let reconnect = move || {
-            if catch_unwind(AssertUnwindSafe(|| monitor.reconnect_loop())).is_err() {
-                let broken = Closed::Internal("the thread that reconnects panicked".into());
+        let contained = move || {
+            if catch_unwind(AssertUnwindSafe(|| body(&monitor))).is_err() {
+                let broken = Closed::Internal(format!("the thread {name} panicked"));
                 (monitor.sink)(MonitorEvent::Lost(Arc::new(broken)));
             }
         };
-        let reconnecting = thread::Builder::new().name("qmp-reconnect".into());
-        reconnecting.spawn(reconnect).map(drop)
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(contained)
+            .map(drop)
     }
 
     fn reconnect_loop(self: &Arc<Self>) {
@@ -221,16 +268,20 @@ impl Monitor {
                 return;
             }
             // 2. Nothing, for as long as there is a connection.
-            if !current.connection.is_closed() {
+            if !current.is_lost() {
                 pause = BACK_OFF.0;
-                let lasts = |current: &mut Current| !current.connection.is_closed();
+                let lasts = |current: &mut Current| !current.is_lost();
                 self.changed.wait_while(&mut current, lasts);
                 continue;
             }
             let number = current.connection.number();
             drop(current);
             // 3. An attempt.
-            let attempt = Connection::open(&self.address, self.timeout, self.pipelining, Some(number));
+            let attempt = own::open(&self.address, &self.options).and_then(|greeted| {
+                // What was opened on this very machine may still be written to.
+                let number = number + u64::from(!self.address.is_same_machine());
+                Ok(Connection::new(greeted, &self.options, number)?)
+            });
             // Also after a success: one that greets and then speaks no QMP is no better than none.
             pause = (pause * 2).min(BACK_OFF.1);
             // 4. What came of it, for those that wait.
@@ -242,20 +293,29 @@ impl Monitor {
                     current.connection = connection.clone();
                     drop(current);
                     self.changed.notify_all();
-                    self.renew(connection, lines);
+                    self.renew(connection, lines, true);
                 }
                 Err(why) => {
                     drop(current);
                     self.changed.notify_all();
-                    debug!("{}", ConnectError::new(&self.address, why));
+                    let asked_for = matches!(why, NotConnected::NoOwnMonitor(_));
+                    let level = if asked_for { Level::Warn } else { Level::Debug };
+                    log!(level, "{}", ConnectError::new(&self.address, why));
                 }
             }
         }
     }
 
-    /// Begins with a new connection: no reply of it is given out before everybody knows that it is new.
-    fn renew(self: &Arc<Self>, connection: Arc<Connection>, lines: LineReader<Incoming>) {
-        (self.sink)(MonitorEvent::Back(connection.greeting().clone()));
+    /// Begins with a new connection, perhaps to another QEMU: no reply of it is given out before everybody knows.
+    pub(super) fn renew(
+        self: &Arc<Self>,
+        connection: Arc<Connection>,
+        lines: LineReader<Incoming>,
+        may_be_another: bool,
+    ) {
+        if may_be_another {
+            (self.sink)(MonitorEvent::Back(connection.greeting().clone()));
+        }
         if let Err(e) = self.start_reader(connection.clone(), lines) {
             self.lost(connection.close(e.into()));
         }

@@ -73,6 +73,8 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match &self.source {
             qmp::Error::Timeout(_) | qmp::Error::Stalled => Reason::Timeout,
+            qmp::Error::Away(why) if why.is_held() => Reason::Timeout,
+            qmp::Error::Away(_) => Reason::Disconnected,
             qmp::Error::TooLong(..) => Reason::TooLong,
             // The reply that was waited for may be the very line that is no QMP.
             qmp::Error::Closed(why) if !why.is_orderly() => Reason::Undecodable,

@@ -67,7 +67,7 @@ each_qemu!(a_stray_rm_harms_no_machine, |which| {
     let qemu = Qemu::start(which, "q35", &["-device", "qemu-xhci,id=usb"]);
     let before = names(&qemu.truth().walk());
     let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), &[]);
+    let mount = Mount::start(relay.socket(), &["-o", "monitor=given"]);
     for what in ["machine", "*", "machine/peripheral/usb"] {
         let out = sh_in(mount.path(), &format!("rm -rf {what}"));
         assert_eq!(out.status, 1, "{}", out.stderr);

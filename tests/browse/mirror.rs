@@ -22,8 +22,8 @@ impl Mirror {
     #[track_caller]
     fn new(which: Which, machine: &str) -> Mirror {
         let qemu = Qemu::start(which, machine, &[]);
-        let objects = qemu.truth().walk();
         let mount = Mount::start(&qemu.socket(), &[]);
+        let objects = qemu.truth().walk(); // with what QEMU has made for the mount
         Mirror { qemu, objects, mount }
     }
 

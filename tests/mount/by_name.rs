@@ -51,6 +51,10 @@ each_qemu!(a_machine_is_found_by_name_and_process, |which| {
     }
     // Its end is the end of the mount.
     session.run(&format!("qom-fuse {name} mnt")).ok();
+    if which == Which::New {
+        // QEMU has made a monitor for the mount, and the one that was found serves others.
+        Truth::connect(&qemu.socket()).expect("another client");
+    }
     qemu.kill();
     session.wait_ended(3 * SECOND);
 });

@@ -18,7 +18,7 @@ use socket2::Socket;
 use super::discover::{Machine, MonitorAt, machines};
 use super::libvirt::Proxy;
 use super::names::{self, By, NameError};
-use super::pidfd::Process;
+use crate::pidfd::Process;
 use crate::qmp::{Address, Locate, connect};
 use crate::text::printable;
 
@@ -78,6 +78,8 @@ struct Last {
     /// None for a machine of another host.
     pid: Option<i32>,
     process: Option<Process>,
+    /// Its own monitor.
+    at: Option<Address>,
     /// It is the process of the connection before.
     is_same: bool,
     /// libvirt lends its monitor out.
@@ -103,7 +105,7 @@ struct Found {
 #[derive(Debug)]
 enum Way {
     /// Its own monitor.
-    Monitor(String),
+    Monitor(Address),
     /// libvirt lends it out.
     Libvirt { domain: String, uri: String },
 }
@@ -128,7 +130,11 @@ impl Finder {
         if reconnect && found.by == By::ProcessId {
             return Err(NameError::Passing);
         }
-        finder.last.lock().is_lent = found.is_lent();
+        *finder.last.lock() = Last {
+            is_lent: found.is_lent(),
+            at: found.address(),
+            ..Last::default()
+        };
         finder.route.lock().next = Some(found);
         Ok(finder)
     }
@@ -143,7 +149,7 @@ impl Finder {
                     Some(at @ MonitorAt::Address(address)) => {
                         let address = address.clone();
                         match machine.is_near(at) {
-                            true => Way::Monitor(address),
+                            true => Way::Monitor(address_of(&address)?),
                             false => return Err(NameError::OtherNetwork { name, address, pid }),
                         }
                     }
@@ -266,6 +272,13 @@ impl Found {
         }
     }
 
+    fn address(&self) -> Option<Address> {
+        match &self.way {
+            Way::Monitor(address) => Some(address.clone()),
+            Way::Libvirt { .. } => None,
+        }
+    }
+
     fn is_lent(&self) -> bool {
         matches!(self.way, Way::Libvirt { .. })
     }
@@ -296,6 +309,7 @@ impl Locate for Finder {
         *last = Last {
             is_same: last.runs() == Some(true) && last.pid == found.pid,
             is_lent: found.is_lent(),
+            at: found.address(),
             pid: found.pid,
             process: found.process,
             ..Last::default()
@@ -310,6 +324,10 @@ impl Locate for Finder {
         }
     }
 
+    fn found_at(&self) -> Option<Address> {
+        self.last.lock().at.clone()
+    }
+
     fn is_same_machine(&self) -> bool {
         self.last.lock().is_same
     }
@@ -321,14 +339,19 @@ impl fmt::Display for Finder {
     }
 }
 
+/// The address of a monitor that a command line names.
+fn address_of(text: &str) -> Result<Address, NameError> {
+    match text.starts_with('/') {
+        true => Ok(Address::Unix(text.into())),
+        false => Ok(text.parse()?),
+    }
+}
+
 /// Connects to a monitor, and makes sure that who serves it is the process that was found.
-fn connect_to(address: &str, found: &Found, deadline: Instant) -> io::Result<Socket> {
-    let target = match address.starts_with('/') {
-        true => Address::Unix(address.into()),
-        false => address.parse().map_err(io::Error::other)?,
-    };
-    let with_address = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", printable(address)));
-    let socket = connect(&target, deadline).map_err(with_address)?;
+fn connect_to(target: &Address, found: &Found, deadline: Instant) -> io::Result<Socket> {
+    let with_address =
+        |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", printable(&target.to_string())));
+    let socket = connect(target, deadline).map_err(with_address)?;
     if matches!(target, Address::Tcp { .. }) {
         return Ok(socket);
     }
@@ -338,7 +361,7 @@ fn connect_to(address: &str, found: &Found, deadline: Instant) -> io::Result<Soc
         return Ok(socket);
     }
     Err(io::Error::other(NameError::Impostor {
-        address: address.to_owned(),
+        address: target.to_string(),
         wanted,
         found: peer.pid(),
     }))

@@ -5,7 +5,6 @@ pub mod finder;
 mod libvirt;
 pub mod names;
 pub mod namespace;
-mod pidfd;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IoSliceMut};
@@ -20,9 +19,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::machine::pidfd::Process;
 use crate::daemon::signals::Inherited;
 use crate::daemon::{Error, wait_until};
+use crate::pidfd::Process;
 use crate::process::pass_descriptor;
 use crate::qmp::{self, Monitor};
 

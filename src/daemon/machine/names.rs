@@ -7,6 +7,7 @@ use nix::unistd::{Uid, User, getuid};
 
 use super::discover::{Machine, MonitorAt};
 use crate::cli::list::{Table, word};
+use crate::qmp::AddressError;
 
 /// Accounts that libvirt's QEMUs run as. Debian gives it a number among those of people.
 const ACCOUNTS_OF_LIBVIRT: [&str; 2] = ["libvirt-qemu", "qemu"];
@@ -63,6 +64,8 @@ pub enum NameError {
         "-o reconnect: a process id means this one QEMU, which does not come back: give its name or its socket"
     )]
     Passing,
+    #[error(transparent)]
+    Address(#[from] AddressError),
 }
 
 /// Processes that a name does not mean, as a remark.

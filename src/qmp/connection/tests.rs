@@ -1,9 +1,10 @@
 use super::super::handshake::tests::GREETING;
+use super::super::own::MonitorChoice;
 use super::super::reader::read_all;
 use super::super::wire::command;
 use super::*;
 use std::io::{Read, Write};
-use std::os::fd::IntoRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -18,8 +19,16 @@ fn connected(timeout: Duration) -> (Arc<Connection>, UnixStream) {
         peer.write_all(b"{\"return\":{}}\n").unwrap();
         peer
     });
-    let address = Address::Fd(ours.into_raw_fd());
-    let (connection, lines) = Connection::open(&address, timeout, true, None).unwrap();
+    let socket = OwnedFd::from(ours).into();
+    let greeted = Greeted::on(socket, Instant::now() + timeout, timeout).unwrap();
+    let options = MonitorOptions {
+        timeout,
+        pipelining: true,
+        reconnect: false,
+        choice: MonitorChoice::Given,
+        idle: None,
+    };
+    let (connection, lines) = Connection::new(greeted, &options, 0).unwrap();
     let read = connection.clone();
     thread::spawn(move || read_all(&read, lines, |_| {}));
     (connection, hello.join().unwrap())

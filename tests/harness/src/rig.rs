@@ -20,12 +20,13 @@ pub fn mounted(which: Which, machine: &str, extra: &[&str], options: &[&str]) ->
     (qemu, mount)
 }
 
-/// The same through a relay.
+/// The same through a relay, which is to see all that is asked.
 #[track_caller]
 pub fn relayed(which: Which, machine: &str, extra: &[&str], options: &[&str]) -> (Qemu, Relay, Mount) {
     let qemu = Qemu::start(which, machine, extra);
     let relay = Relay::start(qemu.dir(), &qemu.socket());
-    let mount = Mount::start(relay.socket(), options);
+    let options = [&["-o", "monitor=given"], options].concat();
+    let mount = Mount::start(relay.socket(), &options);
     (qemu, relay, mount)
 }
 

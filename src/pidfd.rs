@@ -3,12 +3,17 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal, test_kill_process,
 };
+
+/// How often a process without a descriptor is looked at by who waits for its end.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A process, running or ended.
 #[derive(Debug)]
@@ -37,6 +42,19 @@ impl Process {
             }
             Process::Number(pid, Some(started)) => start_time(*pid) != Some(*started),
             Process::Number(pid, None) => test_kill_process(*pid) == Err(Errno::SRCH),
+        }
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) {
+        while !self.has_ended() {
+            match self {
+                Process::Descriptor(descriptor) => {
+                    let mut fds = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+                    let _ = poll(&mut fds, PollTimeout::NONE);
+                }
+                Process::Number(..) => thread::sleep(POLL_INTERVAL),
+            }
         }
     }
 
@@ -71,9 +89,7 @@ fn start_time(pid: Pid) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::wait_until;
     use std::process::Command;
-    use std::time::Duration;
 
     #[test]
     fn a_process_from_its_life_to_its_end() {
@@ -88,10 +104,10 @@ mod tests {
                 (&process, with_descriptor),
                 (Process::Descriptor(_), true) | (Process::Number(_, Some(_)), false)
             ));
-            let pause = Duration::from_millis(10);
-            assert!(!wait_until(2 * pause, pause, || process.has_ended()));
+            thread::sleep(Duration::from_millis(20));
+            assert!(!process.has_ended());
             process.signal(Signal::KILL).unwrap();
-            assert!(wait_until(1000 * pause, pause, || process.has_ended()));
+            process.wait();
             child.wait().unwrap();
             assert!(process.has_ended());
             process.signal(Signal::KILL).unwrap();
