@@ -71,3 +71,16 @@ if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERS
 else
     complete -F _qom__fuse -o bashdefault -o default qom-fuse
 fi
+
+_qom__fuse_machines() {
+    _qom__fuse "$@"
+    local name cur="${COMP_WORDS[COMP_CWORD]}"
+    if [[ ${cur} != -* && $3 != -o && $3 != --log-file ]]; then
+        mapfile -t COMPREPLY < <(compgen -f -- "${cur}")
+        while read -r name; do
+            [[ ${name} == "${cur}"* ]] && COMPREPLY+=("${name}")
+        done < <(qom-fuse --list 2>/dev/null | awk 'NR > 1 && $2 ~ /^[[:alnum:]_.+][[:alnum:]_.+-]*$/ { print $2 }')
+    fi
+}
+
+complete -F _qom__fuse_machines -o filenames -o bashdefault -o default qom-fuse

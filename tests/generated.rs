@@ -37,6 +37,7 @@ fn completions() {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut qom_fuse::command(), "qom-fuse", &mut text);
         let text = String::from_utf8(text).expect("UTF-8");
+        let text = with_machines(shell, &text);
         let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
         check(name, format!("{}\n", lines.join("\n").trim_end()).as_bytes());
         for option in ["socket", "foreground", "log-file", "verbose", "list", "help"] {
@@ -64,6 +65,49 @@ fn completions() {
     ] {
         let file = quote(here(file));
         sh(&format!("! type -P {shell} > /dev/null || {shell} -n {file}")).ok();
+    }
+}
+
+/// Adds the names of the machines that there are. Those that a shell would have to quote are left out.
+fn with_machines(shell: Shell, text: &str) -> String {
+    const NAMES: &str = "qom-fuse --list 2>/dev/null | \
+                         awk 'NR > 1 && $2 ~ /^[[:alnum:]_.+][[:alnum:]_.+-]*$/ { print $2 }'";
+    match shell {
+        Shell::Bash => {
+            let own = "_qom__fuse_machines() {
+    _qom__fuse \"$@\"
+    local name cur=\"${COMP_WORDS[COMP_CWORD]}\"
+    if [[ ${cur} != -* && $3 != -o && $3 != --log-file ]]; then
+        mapfile -t COMPREPLY < <(compgen -f -- \"${cur}\")
+        while read -r name; do
+            [[ ${name} == \"${cur}\"* ]] && COMPREPLY+=(\"${name}\")
+        done < <(NAMES)
+    fi
+}
+
+complete -F _qom__fuse_machines -o filenames -o bashdefault -o default qom-fuse
+";
+            format!("{text}\n{}", own.replace("NAMES", NAMES))
+        }
+        Shell::Zsh => {
+            let own = "(( $+functions[_qom-fuse_machines] )) ||
+_qom-fuse_machines() {
+    local machines; machines=(${(f)\"$(NAMES)\"})
+    _alternative 'machines:machine:compadd -a machines' 'files:file:_files'
+}
+
+";
+            let start = "if [ \"$funcstack[1]\"";
+            text.replace(":SOCKET:_files", ":SOCKET:_qom-fuse_machines")
+                .replace("to mount on:_files", "to mount on:_qom-fuse_machines")
+                .replace(start, &format!("{}{start}", own.replace("NAMES", NAMES)))
+        }
+        _ => {
+            let names = NAMES.replace('$', "\\$");
+            format!(
+                "{text}complete -c qom-fuse -a \"({names})\"\ncomplete -c qom-fuse -s s -l socket -r -F -a \"({names})\"\n"
+            )
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::daemon::machine::discover::{Machine, MonitorAt};
+use crate::daemon::machine::namespace::Namespace;
 use crate::text::printable;
 
 /// The machines as `--list` prints them; never empty.
@@ -19,16 +20,19 @@ impl fmt::Display for Table<'_> {
         write!(f, "{:>8}  {:<20}  SOCKET", "PID", "NAME")?;
         for machine in self.0 {
             for monitor in &machine.monitors {
-                let name = machine.name.as_deref().map(word);
-                let domain = name.as_deref().unwrap_or("DOMAIN");
-                let name = name.as_deref().unwrap_or("-");
+                let name = machine.name.as_deref().map_or_else(|| "-".to_owned(), word);
                 write!(f, "\n{:>8}  {name:<20}  ", machine.pid)?;
                 match monitor {
                     MonitorAt::Address(address) => f.write_str(&word(address))?,
-                    MonitorAt::Held => write!(
-                        f,
-                        "(held by what started it; under libvirt: virt-qemu-qmp-proxy {domain} SOCKET)"
-                    )?,
+                    MonitorAt::Libvirt(domain) => {
+                        write!(f, "{}  (held by libvirt)", word(&format!("libvirt:{domain}")))?;
+                    }
+                    MonitorAt::Held => f.write_str("(held by what started it)")?,
+                }
+                match machine.namespace(monitor) {
+                    Namespace::Ours => {}
+                    Namespace::Another => f.write_str("  (in another network namespace)")?,
+                    Namespace::Unknown => f.write_str("  (namespace unknown)")?,
                 }
             }
         }
@@ -38,21 +42,26 @@ impl fmt::Display for Table<'_> {
 
 /// The address of the first monitor that can be typed as it is, as a word for a shell.
 pub fn suggested(machines: &[Machine]) -> Option<String> {
-    let monitors = machines.iter().flat_map(|machine| &machine.monitors);
-    monitors.into_iter().find_map(|at| match at {
-        // A relative path leads nowhere: its folder may not be known.
+    let of = |machine| move |at| suggestion(machine, at);
+    machines
+        .iter()
+        .find_map(|machine| machine.monitors.iter().find_map(of(machine)))
+}
+
+fn suggestion(machine: &Machine, at: &MonitorAt) -> Option<String> {
+    let exact = |text: &str| printable(text) == text && !text.contains(char::REPLACEMENT_CHARACTER);
+    match at {
+        // A relative path leads nowhere: its folder may not be known. A comma of a path would begin an option.
         MonitorAt::Address(address) if address.starts_with('/') || address.starts_with("tcp:") => {
-            // A comma of a path would begin an option.
-            let exact =
-                printable(address) == *address && !address.contains([',', char::REPLACEMENT_CHARACTER]);
-            exact.then(|| word(address))
+            (exact(address) && !address.contains(',') && machine.is_near(at)).then(|| word(address))
         }
+        MonitorAt::Libvirt(domain) => exact(domain).then(|| word(&format!("libvirt:{domain}"))),
         _ => None,
-    })
+    }
 }
 
 /// Somebody's text as one word for a shell, safe to print.
-fn word(text: &str) -> String {
+pub fn word(text: &str) -> String {
     let text = printable(text);
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=+@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -64,15 +73,16 @@ fn word(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::machine::discover;
+    use std::path::Path;
 
     #[test]
     fn table() {
         assert!(Table(&[]).to_string().contains("-qmp unix:"));
         let machine = |pid, name: &str, address: &str| Machine {
-            pid,
-            own: true,
             name: Some(name.into()),
             monitors: vec![MonitorAt::Address(address.into())],
+            ..discover::machine(pid, b"qemu\0-qmp\0tcp::1,server=on", Path::new("/")).unwrap()
         };
         let mut machines = vec![
             machine(7, "a\n  b", "/x;rm -rf ~\u{1b}[2J"),

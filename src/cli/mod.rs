@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, ValueHint};
 use log::LevelFilter;
 
+use crate::daemon::machine::finder::Name;
 use crate::qmp::{Address, AddressError};
 pub use options::MountOptions;
 use options::split_words;
@@ -19,6 +20,8 @@ Mount options:
   allow_other, allow_root   let other users in, or root only (default: the mounting user only)
   default_permissions       let the kernel judge by owner and mode (default: when others are let
                             in; no_default_permissions: never)
+  uri=URI                   the libvirt that has the domain, as qemu:///session (default:
+                            $LIBVIRT_DEFAULT_URI, else that of whoever runs it)
   uid=N, gid=N, umask=OCT   owner, group and mode that files show (default: the mounting user, 0)
   entry_timeout=SECONDS     how long a listing is kept (default: 1)
   timeout=SECONDS           for each QMP request, and for connecting (default: 10)
@@ -57,7 +60,7 @@ a QEMU command that of QEMU, 128+N when signal N killed it, 127 when there is no
     max_term_width = 100
 )]
 struct Arguments {
-    /// The QMP socket (optional), then the directory to mount on
+    /// The machine's name or QMP socket (optional), then the directory to mount on
     #[arg(value_names = ["SOCKET", "MOUNTPOINT"], num_args = 1..=2, required_unless_present = "list")]
     paths: Vec<OsString>,
 
@@ -69,8 +72,9 @@ struct Arguments {
     #[arg(short, long, help_heading = "Connection")]
     list: bool,
 
-    /// QMP socket of the machine: /path, unix:/path, host:port, tcp:host:port, [v6]:port or
-    /// fd:N; what was given to QEMU's -qmp works too [env: QMP_SOCKET, QMP_SERVER]
+    /// The machine: its name, id or process id as --list shows them; libvirt:DOMAIN; or its QMP socket:
+    /// /path, unix:/path, host:port, tcp:host:port, [v6]:port or fd:N; what was given to QEMU's -qmp works
+    /// too [env: QMP_SOCKET, QMP_SERVER]
     #[arg(short, long, value_name = "SOCKET", help_heading = "Connection")]
     socket: Option<String>,
 
@@ -114,6 +118,8 @@ pub const SOCKET_VARIABLES: [&str; 2] = ["QMP_SOCKET", "QMP_SERVER"];
 pub enum Wanted {
     /// The one with this monitor.
     At(Address),
+    /// The one that is called so.
+    Named(Name),
     /// One to be started by this command.
     Command(Vec<OsString>),
 }
@@ -140,6 +146,8 @@ pub enum UsageError {
     TwoSockets(String, String),
     #[error("give the QMP socket '{0}' or a QEMU command after --, not both")]
     SocketAndCommand(String),
+    #[error("libvirt: wants the name of a domain: libvirt:DOMAIN")]
+    NoDomain,
     #[error("the QMP socket '{0}' is not UTF-8")]
     NotUtf8(String),
     #[error("-o {0}: {1}")]
@@ -153,6 +161,28 @@ pub fn command() -> clap::Command {
         .mut_arg("command", |command| command.value_hint(ValueHint::AnyPath))
         .mut_arg("socket", |socket| socket.value_hint(ValueHint::AnyPath))
         .mut_arg("log_file", |file| file.value_hint(ValueHint::FilePath))
+}
+
+/// What a user means by SOCKET: a domain of libvirt's, an address, or else the name of a machine. What exists as a
+/// file is an address, be it of no socket: a mistake must not lead elsewhere.
+fn wanted(text: &str) -> Result<Wanted, UsageError> {
+    if let Some(domain) = text.strip_prefix("libvirt:") {
+        let named = Wanted::Named(Name::Domain(domain.to_owned()));
+        return if domain.is_empty() {
+            Err(UsageError::NoDomain)
+        } else {
+            Ok(named)
+        };
+    }
+    let address = text.parse()?;
+    let is_name = match &address {
+        Address::Unix(path) => !text.contains(['/', ':']) && path.symlink_metadata().is_err(),
+        _ => false,
+    };
+    Ok(match is_name {
+        true => Wanted::Named(Name::Machine(text.to_owned())),
+        false => Wanted::At(address),
+    })
 }
 
 /// Reads a command line (the program's name first) and the environment.
@@ -182,7 +212,7 @@ pub fn parse(
                 .find_map(|name| environment(name).filter(|value| !value.is_empty()))
                 .ok_or(UsageError::NoSocket)?,
         };
-        (Wanted::At(source.parse()?), source)
+        (wanted(&source)?, source)
     } else {
         if let Some(socket) = positional.or(arguments.socket) {
             return Err(UsageError::SocketAndCommand(socket));
@@ -341,7 +371,7 @@ mod tests {
             let config = parse_line(line, &[]).unwrap();
             match config.machine {
                 Wanted::At(address) => config.mount.monitor_options(&address).idle,
-                Wanted::Command(_) => None,
+                Wanted::Named(_) | Wanted::Command(_) => None,
             }
         };
         let second = Duration::from_secs(1);

@@ -26,6 +26,8 @@ pub struct MountOptions {
     pub subtype: String,
     /// For each request to QEMU, and for connecting.
     pub timeout: Duration,
+    /// Which libvirt has the domain, where that is not the one to be expected.
+    pub uri: Option<String>,
     pub reconnect: bool,
     pub monitor: MonitorChoice,
     /// After how long the given monitor is let go of when nothing is asked; zero: never. None: as the address has it.
@@ -46,6 +48,7 @@ impl Default for MountOptions {
             fsname: None,
             subtype: "qom-fuse".into(),
             timeout: Duration::from_secs(10),
+            uri: None,
             reconnect: false,
             monitor: MonitorChoice::Auto,
             idle: None,
@@ -81,6 +84,7 @@ impl MountOptions {
             match name {
                 "fsname" => self.fsname = Some(value.to_owned()),
                 "subtype" => self.subtype = value.to_owned(),
+                "uri" => self.uri = Some(value.to_owned()),
                 "uid" => self.fs.uid = number(10)?,
                 "gid" => self.fs.gid = number(10)?,
                 "umask" => match number(8)? {
@@ -139,8 +143,10 @@ impl MountOptions {
 
     /// How the monitor at an address is used.
     pub fn monitor_options(&self, address: &Address) -> MonitorOptions {
-        let usual = || match address {
-            Address::Unix(path) if PROXMOX.iter().any(|folder| path.starts_with(folder)) => PROXMOX_IDLE,
+        let usual = || match address.found() {
+            Some(Address::Unix(path)) if PROXMOX.iter().any(|folder| path.starts_with(folder)) => {
+                PROXMOX_IDLE
+            }
             _ => Duration::ZERO,
         };
         let idle = self.idle.unwrap_or_else(usual);

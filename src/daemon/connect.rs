@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::events::Event;
+use super::machine::finder::Finder;
 use super::machine::{self, Machine};
 use super::signals::{Inherited, watch_signals};
 use super::watchdog::Watchdog;
@@ -22,7 +23,12 @@ impl Daemon {
     pub(super) fn connect(config: Config, inherited: Inherited, watchdog: Watchdog) -> Result<Daemon, Error> {
         let (sender, events) = channel();
         let watch = || watch_signals(&sender).map_err(failed("cannot handle signals"));
+        let mut finder = None;
         let (address, mut machine) = match &config.machine {
+            Wanted::Named(name) => {
+                let found = Finder::new(name.clone(), config.mount.uri.clone(), config.mount.reconnect)?;
+                (Address::Located(finder.insert(Arc::new(found)).clone()), None)
+            }
             Wanted::At(address) => {
                 let absolute = address.clone().absolute();
                 (absolute.map_err(failed("working directory"))?, None)
@@ -34,7 +40,11 @@ impl Daemon {
                 (Address::Fd(monitor.into_raw_fd()), Some(machine))
             }
         };
-        let options = config.mount.monitor_options(&address);
+        let mut options = config.mount.monitor_options(&address);
+        if finder.as_ref().is_some_and(|finder| finder.is_libvirts()) {
+            // libvirt closes connections while the machine lives, and nobody else can use this one.
+            (options.reconnect, options.idle) = (true, None);
+        }
         let told = Arc::new(OnceLock::new());
         let sink = event_sink(told.clone(), sender.clone());
         let monitor = Monitor::connect(address, options, sink);
@@ -52,6 +62,7 @@ impl Daemon {
         if machine.is_none() {
             watch()?;
         }
+        finder.iter().for_each(|finder| finder.connected());
         let tree = Tree::new(Qom::new(monitor), config.mount.fs.clone());
         let _ = told.set(Arc::downgrade(&tree));
         Ok(Daemon {
@@ -61,6 +72,7 @@ impl Daemon {
             sender,
             events,
             machine,
+            finder,
             last_machine: Arc::default(),
             mounted: None,
             connection: None,
@@ -78,6 +90,9 @@ fn event_sink(tree: Arc<OnceLock<Weak<Tree>>>, events: Sender<Event>) -> EventSi
             MonitorEvent::Announced(event) => {
                 if let (Some(path), Some(tree)) = (event.deleted_device(), tree) {
                     tree.device_deleted(path);
+                }
+                if event.name == "SHUTDOWN" {
+                    let _ = events.send(Event::GuestShutDown);
                 }
             }
             MonitorEvent::Lost(why) => _ = events.send(Event::MonitorLost(why)),

@@ -16,6 +16,8 @@ pub(super) enum Event {
     MonitorLost(Arc<Closed>),
     /// Connected again, perhaps to another QEMU.
     MonitorBack(Greeting),
+    /// The guest has shut down: QEMU may end.
+    GuestShutDown,
     /// A part of qom-fuse itself broke, in the thread of this name.
     Broken(&'static str),
 }

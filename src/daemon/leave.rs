@@ -35,6 +35,7 @@ impl Daemon {
         }
         // Who waits for QEMU's answer is to get it, or the error that there is instead.
         self.tree.qom().monitor().hang_up();
+        self.finder.iter().for_each(|finder| finder.close());
         let answered = self.pool.take().is_none_or(|pool| pool.wait_idle(LAST_REPLIES));
         if let (Some(mounted), Some(connection)) = (&self.mounted, &self.connection) {
             mounted.abort(connection);
@@ -86,7 +87,7 @@ fn explain(reason: Event, source: &str) -> u8 {
             error!("internal error in the thread '{thread}'; unmounting {source}");
             return 1;
         }
-        Event::MonitorBack(_) => {}
+        Event::MonitorBack(_) | Event::GuestShutDown => {}
     }
     0
 }

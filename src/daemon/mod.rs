@@ -28,6 +28,8 @@ use crate::qom::Identity;
 use background::Readiness;
 use events::Event;
 use machine::Machine;
+use machine::finder::Finder;
+use machine::names::NameError;
 use mount::mounted::Mounted;
 use signals::{EndAtOnce, Inherited};
 use watchdog::Watchdog;
@@ -39,6 +41,15 @@ pub struct Error {
     pub message: Option<String>,
     /// The exit status for it.
     pub status: u8,
+}
+
+impl From<NameError> for Error {
+    fn from(error: NameError) -> Error {
+        Error {
+            message: Some(error.to_string()),
+            status: 1,
+        }
+    }
 }
 
 /// Says what failed.
@@ -56,6 +67,8 @@ struct Daemon {
     sender: Sender<Event>,
     events: Receiver<Event>,
     machine: Option<Machine>,
+    /// Of a machine that was named.
+    finder: Option<Arc<Finder>>,
     tree: Arc<Tree>,
     /// The machine that was connected last.
     last_machine: Arc<Mutex<Option<Identity>>>,

@@ -84,7 +84,7 @@ impl EndAtOnce {
     /// When they cannot be handled.
     pub fn begin(config: &Config) -> io::Result<EndAtOnce> {
         let active = Arc::new(AtomicBool::new(true));
-        if getpid() == Pid::from_raw(1) && matches!(config.machine, Wanted::At(_)) {
+        if getpid() == Pid::from_raw(1) && !matches!(config.machine, Wanted::Command(_)) {
             for signal in ending() {
                 register_conditional_shutdown(signal, 128 + signal, active.clone())?;
             }

@@ -1,6 +1,7 @@
 //! The wait for a reason to end.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::fs::Tree;
 use crate::qmp::Closed;
 use crate::qom::Identity;
 
-/// How often it is looked whether a QEMU of ours has ended, which its monitor announces in most cases.
+/// How often it is looked whether a QEMU of ours, or one that was named, has ended. Its monitor announces that in most
+/// cases.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// When a QEMU that does not say which machine it is gets asked again.
@@ -39,7 +41,8 @@ impl Daemon {
     /// Waits for what happens next. Meanwhile a machine may end whose monitor stays open, since something else that
     /// its command started has inherited it.
     fn next_event(&mut self) -> Event {
-        let look = self.machine.as_ref().map_or(Duration::MAX, |_| LOOK);
+        let is_known = self.machine.is_some() || self.finder.is_some();
+        let look = if is_known { LOOK } else { Duration::MAX };
         let mut had_ended = false;
         loop {
             if let Ok(event) = self.events.recv_timeout(look) {
@@ -52,20 +55,56 @@ impl Daemon {
                 monitor.hang_up();
             }
             had_ended = has_ended;
+            if let Some(end) = self.end_of_named() {
+                return end;
+            }
         }
+    }
+
+    /// Looks whether a machine that was named has ended, whoever keeps its monitor open.
+    fn end_of_named(&self) -> Option<Event> {
+        let (finder, monitor) = (self.finder.as_ref()?, self.tree.qom().monitor());
+        let has_ended = finder.has_ended();
+        if has_ended && !self.reconnects() {
+            return Some(Event::MonitorLost(Arc::new(Closed::Eof)));
+        }
+        if has_ended || finder.is_in_doubt() {
+            monitor.disconnect();
+        }
+        None
+    }
+
+    /// Whether the mount stays for the next machine.
+    fn reconnects(&self) -> bool {
+        self.config.mount.reconnect && self.tree.qom().monitor().reconnects()
+    }
+
+    /// Whether a lost connection is to be sought again although the machine's end is the mount's.
+    fn is_lent_again(&self) -> bool {
+        let finder = self.finder.as_ref();
+        finder.is_some_and(|finder| finder.is_libvirts() && !finder.has_ended())
     }
 
     /// Handles what happened; gives it back if it is a reason to end.
     pub(super) fn handle(&mut self, event: Event) -> Option<Event> {
-        let monitor = self.tree.qom().monitor();
         match event {
-            Event::MonitorLost(why) if monitor.reconnects() && !matches!(*why, Closed::Internal(_)) => {
+            Event::MonitorLost(why)
+                if (self.reconnects() || self.is_lent_again()) && !matches!(*why, Closed::Internal(_)) =>
+            {
                 // Nothing is told of a machine that is gone.
                 self.tree.invalidate_all();
-                warn!("{why}; waiting for it to come back");
+                match self.is_lent_again() {
+                    true => warn!("libvirt has closed the connection ({why}); connecting again"),
+                    false => warn!("{why}; waiting for it to come back"),
+                }
+                return None;
+            }
+            Event::GuestShutDown => {
+                self.finder.iter().for_each(|finder| finder.guest_shut_down());
                 return None;
             }
             Event::MonitorBack(greeting) => {
+                self.finder.iter().for_each(|finder| finder.connected());
                 info!("connected again: {greeting}");
                 if let Err(e) = self.identify() {
                     warn!("cannot ask which machine it is: {e}");
@@ -80,7 +119,7 @@ impl Daemon {
 
     /// Learns which machine it is, on a thread of its own, if there may be another one later.
     pub(super) fn identify(&self) -> io::Result<()> {
-        if !self.tree.qom().monitor().reconnects() {
+        if !self.reconnects() {
             return Ok(());
         }
         let (tree, last) = (self.tree.clone(), self.last_machine.clone());

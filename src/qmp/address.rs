@@ -5,7 +5,10 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::locate::Locate;
 use super::options::Options;
 
 /// The options that may follow an address in QEMU's `-qmp` and `-chardev`.
@@ -39,6 +42,8 @@ pub enum Address {
     Tcp { host: String, port: u16 },
     /// A connected socket that we inherited: `fd:N`.
     Fd(RawFd),
+    /// A machine that is looked for first.
+    Located(Arc<dyn Locate>),
 }
 
 /// A text that is no address.
@@ -120,6 +125,7 @@ impl fmt::Display for Address {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Fd(n) => write!(f, "fd:{n}"),
+            Address::Located(machine) => write!(f, "{machine}"),
         }
     }
 }
@@ -139,6 +145,27 @@ impl Address {
     /// True when a connection that was lost can be made again.
     pub fn is_repeatable(&self) -> bool {
         !matches!(self, Address::Fd(_))
+    }
+
+    /// Where the monitor is: for a machine that is looked for, where it was found last.
+    pub fn found(&self) -> Option<Address> {
+        match self {
+            Address::Located(machine) => machine.found_at(),
+            address => Some(address.clone()),
+        }
+    }
+
+    /// How long connecting may take where a request may take `timeout`.
+    pub(super) fn limit(&self, timeout: Duration) -> Duration {
+        match self {
+            Address::Located(machine) => machine.limit(timeout),
+            _ => timeout,
+        }
+    }
+
+    /// Whether the last connection leads to the very process of the one before it.
+    pub(super) fn is_same_machine(&self) -> bool {
+        matches!(self, Address::Located(machine) if machine.is_same_machine())
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::address::Address;
+use super::rooted;
 
 /// The longest path that a socket's address has room for, in bytes.
 const LONGEST_PATH: usize = 107;
@@ -19,7 +20,7 @@ const LONGEST_PATH: usize = 107;
 ///
 /// # Errors
 /// `TimedOut` after `deadline`, which a monitor with a full backlog reaches too.
-pub(super) fn connect(address: &Address, deadline: Instant) -> io::Result<Socket> {
+pub fn connect(address: &Address, deadline: Instant) -> io::Result<Socket> {
     match address {
         Address::Unix(path) => connect_path(path, deadline),
         Address::Abstract(name) => {
@@ -28,27 +29,46 @@ pub(super) fn connect(address: &Address, deadline: Instant) -> io::Result<Socket
         }
         Address::Tcp { host, port } => connect_tcp(host, *port, deadline),
         Address::Fd(n) => inherit(*n),
+        Address::Located(machine) => machine.connect(deadline),
     }
 }
 
-/// Connects to a socket whose path may be longer than a socket's address: then it is opened, and reached by
-/// the descriptor.
+/// Connects to a socket whose path may be longer than a socket's address, or lead into another mount namespace:
+/// then it is opened, and reached by the descriptor.
 fn connect_path(path: &Path, deadline: Instant) -> io::Result<Socket> {
     let length = path.as_os_str().len();
-    if length <= LONGEST_PATH {
-        return connect_unix(&SockAddr::unix(path)?, deadline);
-    }
-    let held = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH)
-        .open(path)?;
-    let short = format!("/proc/self/fd/{}", held.as_raw_fd());
-    connect_unix(&SockAddr::unix(short)?, deadline).map_err(|e| match e.kind() {
+    let held = match rooted::split(path) {
+        Some((root, inside)) => rooted::open_inside(&root, &inside)?,
+        None if length <= LONGEST_PATH => return connect_unix(&SockAddr::unix(path)?, deadline),
+        None => hold(path)?,
+    };
+    connect_held(&held, deadline).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => io::Error::other(format!(
             "a path of {length} bytes, longer than {LONGEST_PATH}, can only be reached where /proc is mounted"
         )),
         _ => e,
     })
+}
+
+/// Opens a socket's file, to be connected to later, wherever that file is then.
+///
+/// # Errors
+/// As open(2).
+pub fn hold(path: &Path) -> io::Result<OwnedFd> {
+    let held = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path);
+    held.map(OwnedFd::from)
+}
+
+/// Connects to what [`hold`] has opened.
+///
+/// # Errors
+/// As connect(2); `TimedOut` after `deadline`; `NotFound` without /proc.
+pub fn connect_held(held: &OwnedFd, deadline: Instant) -> io::Result<Socket> {
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    connect_unix(&SockAddr::unix(path)?, deadline)
 }
 
 fn connect_unix(address: &SockAddr, deadline: Instant) -> io::Result<Socket> {

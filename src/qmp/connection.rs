@@ -37,7 +37,7 @@ const LIST_GET_SINCE: Version = Version {
 /// A connection to a monitor. Requests may be sent from several threads; QEMU answers them in
 /// the order in which they were written, and so a queue is all that is needed to match them.
 pub struct Connection {
-    /// How many there were before it at the same monitor.
+    /// How many there were before it at the same monitor, to other machines.
     number: u64,
     greeting: Greeting,
     pub(super) timeout: Duration,
@@ -106,7 +106,7 @@ impl Connection {
         Ok((connection, lines))
     }
 
-    /// How many connections there were before it at the same monitor.
+    /// How many connections there were before it at the same monitor, to other machines as far as is known.
     pub fn number(&self) -> u64 {
         self.number
     }

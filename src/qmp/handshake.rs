@@ -77,7 +77,7 @@ pub(super) struct Greeted {
 impl Greeted {
     /// Connects and does the handshake, within `timeout`.
     pub fn at(address: &Address, timeout: Duration) -> Result<Greeted, NotConnected> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + address.limit(timeout);
         let socket = connect(address, deadline).map_err(|e| match e.kind() {
             io::ErrorKind::TimedOut if !matches!(address, Address::Tcp { .. }) => {
                 NotConnected::Crowded(timeout)

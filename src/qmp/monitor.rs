@@ -125,7 +125,7 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// The number of the connection in force, if there is one: each one that is made has another.
+    /// The number of the connection in force, if there is one: each that may lead to another machine has another.
     pub fn connection_number(&self) -> Option<u64> {
         let current = self.current.lock();
         let next = current.away.as_ref().map(|away| away.number);
@@ -138,15 +138,19 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn send(&self, request: &[u8], only_on: Option<u64>) -> Result<Pending, Error> {
+        let until = Instant::now() + self.options.timeout;
         loop {
             let connection = self.connection()?;
             if only_on.is_some_and(|only| only != connection.number()) {
                 return Err(Error::Reconnected);
             }
+            let was_open = !connection.is_closed();
             match connection.send(request) {
                 // It was let go of just now.
                 Err(Error::Unsent(why)) if matches!(*why, Closed::Idle) && !self.is_in_force(&connection) => {
                 }
+                // It went while this request waited for its turn.
+                Err(Error::Unsent(_)) if self.reconnects() && was_open && Instant::now() < until => {}
                 sent => return sent,
             }
         }
@@ -176,6 +180,11 @@ impl Monitor {
     /// Whether a lost connection is sought again: wanted, and possible for this address.
     pub fn reconnects(&self) -> bool {
         self.options.reconnect
+    }
+
+    /// Gives the connection in force up, since its QEMU has ended, or may have. Another one is sought if that is wanted.
+    pub fn disconnect(&self) {
+        self.current().close(Closed::Eof);
     }
 
     /// Gives the monitor up: whoever waits for a reply gets [`Error::Closed`], and there is no
@@ -265,11 +274,14 @@ impl Monitor {
                 self.changed.wait_while(&mut current, lasts);
                 continue;
             }
-            let number = current.connection.number() + 1;
+            let number = current.connection.number();
             drop(current);
             // 3. An attempt.
-            let attempt = own::open(&self.address, &self.options)
-                .and_then(|greeted| Ok(Connection::new(greeted, &self.options, number)?));
+            let attempt = own::open(&self.address, &self.options).and_then(|greeted| {
+                // What was opened on this very machine may still be written to.
+                let number = number + u64::from(!self.address.is_same_machine());
+                Ok(Connection::new(greeted, &self.options, number)?)
+            });
             // Also after a success: one that greets and then speaks no QMP is no better than none.
             pause = (pause * 2).min(BACK_OFF.1);
             // 4. What came of it, for those that wait.

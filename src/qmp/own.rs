@@ -99,7 +99,7 @@ pub(super) fn open(address: &Address, options: &MonitorOptions) -> Result<Greete
 
 /// Why QEMU need not be asked.
 fn why_not(given: &Greeted, address: &Address) -> Option<String> {
-    if matches!(address, Address::Tcp { .. }) {
+    if matches!(address.found(), Some(Address::Tcp { .. })) {
         return Some("only a Unix socket passes one on, and this is TCP".into());
     }
     if given.peer.one_at_a_time {

@@ -184,7 +184,12 @@ fn command_lines_of_others() {
             "-name 'guest=dom,debug-threads=on' -S -no-user-config -nodefaults \
              -chardev 'socket,id=charmonitor,fd=24,server=on,wait=off' \
              -mon 'chardev=charmonitor,id=monitor,mode=control'",
-            "dom (held by what started it; under libvirt: virt-qemu-qmp-proxy dom SOCKET)",
+            "dom libvirt:dom (held by libvirt)",
+        ),
+        (
+            "/usr/bin/qemu-system-x86_64",
+            "-name other -chardev 'socket,id=m,fd=24,server=on,wait=off' -mon 'chardev=m,mode=control'",
+            "other (held by what started it)",
         ),
         (
             "/usr/libexec/qemu-kvm",

@@ -1,6 +1,8 @@
 //! How a mount is started, and by whom.
 
 mod access;
+mod by_name;
+mod containers;
 mod inheritance;
 mod list;
 mod log;

@@ -187,3 +187,27 @@ fn systemd_understands_the_fstab_line() {
         assert!(text.lines().any(|l| l == line), "{line} is not in {out}");
     }
 }
+
+// A machine can be named in place of its socket.
+each_qemu!(fstab_with_the_name_of_a_machine, |which| {
+    let name = format!("web-{}-{which:?}", std::process::id());
+    let qemu = Qemu::start(which, "none", &["-name", &name]);
+    // It is looked for among the processes, which are the host's.
+    let session = Session::new();
+    let program = quote(qom_fuse());
+    let script = format!(
+        "set -e; mkdir sbin; cp {program} sbin/qom-fuse; mount --bind sbin {PLACE}
+         umount --all --lazy --types fuse.qom-fuse || true
+         echo \"{name} $PWD/mnt fuse.qom-fuse ro,nofail,reconnect 0 0\" > fstab
+         cd /; mount --fstab $OLDPWD/fstab $OLDPWD/mnt; cd - > /dev/null
+         findmnt -rn -o SOURCE,FSTYPE mnt
+         cat mnt/machine/type
+         umount mnt"
+    );
+    fs::write(session.dir().join("script"), script).expect("write a script");
+    let out = session.run("exec unshare --mount bash script");
+    let source = format!("{name} fuse.qom-fuse");
+    assert_eq!(out.ok().lines(), [source.as_str(), "none-machine"], "{out}");
+    session.wait_ended(SOON);
+    drop(qemu);
+});

@@ -102,15 +102,20 @@ fn its_command_mounts_and_says_when() {
     );
     let unit = unit();
     assert_eq!(value(&unit, "Type"), "notify");
-    for (which, options) in [(Which::Old, ""), (Which::New, "-o ro,reconnect -v")] {
-        let qemu = Qemu::start(which, "none", &[]);
+    let name = format!("unit-{}", std::process::id());
+    for (which, options, by_name) in [
+        (Which::Old, "", false),
+        (Which::New, "-o ro,reconnect -v", false),
+        (Which::Old, "-o reconnect", true),
+    ] {
+        let qemu = Qemu::start(which, "none", &["-name", &name]);
         let session = Session::new();
         let (socket, point) = (qemu.socket(), session.dir().join("run/qom/web"));
         let ready = UnixDatagram::bind(session.dir().join("notify")).expect("a socket for the news");
         ready.set_read_timeout(Some(SOON)).expect("set a deadline");
         // As systemd has it: ${X} is one word, $X as many as it holds.
         let filled = |line: &str| {
-            line.replace("${SOCKET}", &quote(&socket))
+            line.replace("${SOCKET}", &if by_name { name.clone() } else { quote(&socket) })
                 .replace("${MOUNTPOINT}", &quote(&point))
                 .replace("$OPTIONS", options)
                 .replace("/usr/bin/qom-fuse", env!("CARGO_BIN_EXE_qom-fuse"))

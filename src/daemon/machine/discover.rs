@@ -1,11 +1,11 @@
 //! The QEMUs of this host and their monitors, from `/proc/*/cmdline`.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::unistd::getuid;
 
+use super::namespace::{Namespace, Place};
 use crate::qmp::Options;
 
 /// Programs that carry a QEMU's command line without being one.
@@ -22,22 +22,33 @@ const STARTERS: [&str; 9] = [
 ];
 
 /// A QEMU process that this user may see.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    pub pid: u32,
+    pub pid: i32,
+    /// Who started it.
+    pub user: u32,
     /// A process of this very user.
     pub own: bool,
     /// From `-name`.
     pub name: Option<String>,
+    /// From `-id`, which Proxmox gives.
+    pub id: Option<String>,
+    /// From `-uuid`.
+    pub uuid: Option<String>,
+    /// libvirt runs it for the whole system.
+    pub is_systems: bool,
+    pub place: Place,
     pub monitors: Vec<MonitorAt>,
 }
 
 /// A QMP monitor as a command line tells of it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MonitorAt {
     /// What qom-fuse takes as SOCKET.
     Address(String),
-    /// A descriptor that whoever started QEMU holds, as libvirt does.
+    /// libvirt holds it, and lends it out: the name of the domain.
+    Libvirt(String),
+    /// A descriptor that whoever started QEMU holds.
     Held,
 }
 
@@ -52,16 +63,69 @@ pub fn machines() -> Vec<Machine> {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let line = fs::read(entry.path().join("cmdline")).ok()?;
             let directory = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-            let own = entry.metadata().is_ok_and(|m| m.uid() == getuid().as_raw());
-            machine(pid, own, &line, &directory)
+            let mut machine = machine(pid, &line, &directory)?;
+            machine.user = user(pid)?;
+            machine.own = machine.user == getuid().as_raw();
+            machine.settle(Place::of(pid));
+            Some(machine)
         })
         .collect();
     found.sort_by_key(|machine| (!machine.own, machine.pid));
     found
 }
 
+/// The user who started a process: neither a program with other rights nor one that hides itself changes that.
+fn user(pid: i32) -> Option<u32> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+impl Machine {
+    /// Says where its process lives, and so what its paths mean.
+    fn settle(&mut self, place: Place) {
+        self.place = place;
+        for monitor in &mut self.monitors {
+            if let MonitorAt::Address(path) = monitor
+                && path.starts_with('/')
+                && place.mount == Namespace::Another
+            {
+                *path = format!("/proc/{}/root{path}", self.pid);
+            }
+        }
+    }
+
+    /// The monitor to take when only the machine is named: one of its own, before one that libvirt lends out.
+    pub fn best_monitor(&self) -> Option<&MonitorAt> {
+        self.monitors.iter().min_by_key(|at| match at {
+            MonitorAt::Address(_) if self.is_near(at) => 0,
+            MonitorAt::Libvirt(_) => 1,
+            MonitorAt::Address(_) => 2,
+            MonitorAt::Held => 3,
+        })
+    }
+
+    /// Whether an address leads to the monitor from here, as far as we may know.
+    pub fn is_near(&self, monitor: &MonitorAt) -> bool {
+        self.namespace(monitor) != Namespace::Another
+    }
+
+    /// In which namespace what is said of a monitor leads there. A path into another one is as good as ours.
+    pub fn namespace(&self, monitor: &MonitorAt) -> Namespace {
+        match (monitor, self.place) {
+            (MonitorAt::Address(path), Place { mount, .. }) if path.starts_with('/') => match mount {
+                Namespace::Another => Namespace::Ours,
+                seen => seen,
+            },
+            (MonitorAt::Address(_), Place { network, .. }) => network,
+            _ => Namespace::Ours,
+        }
+    }
+}
+
 /// Reads a command line: words, each ended by a NUL.
-fn machine(pid: u32, own: bool, line: &[u8], directory: &Path) -> Option<Machine> {
+pub fn machine(pid: i32, line: &[u8], directory: &Path) -> Option<Machine> {
     let words: Vec<String> = line
         .split(|b| *b == 0)
         .map(|word| String::from_utf8_lossy(word).into_owned())
@@ -81,6 +145,10 @@ fn machine(pid: u32, own: bool, line: &[u8], directory: &Path) -> Option<Machine
         let socket = sockets.iter().find(|s| s.get("id") == Some(id))?;
         Some(address_of(socket, directory))
     };
+    let name = values("name").next().map(|text| {
+        let options = Options::new(&text);
+        options.get("guest").unwrap_or(&options.first).to_owned()
+    });
     let mut monitors: Vec<MonitorAt> = values("qmp")
         .chain(values("qmp-pretty"))
         .filter_map(|text| match text.strip_prefix("chardev:") {
@@ -92,6 +160,10 @@ fn machine(pid: u32, own: bool, line: &[u8], directory: &Path) -> Option<Machine
         let mon = Options::new(&text);
         let id = mon.get("chardev").unwrap_or(&mon.first);
         let is_qmp = mon.get("mode") == Some("control");
+        // As every libvirt calls it, which has it open or connects to it.
+        if is_qmp && id == "charmonitor" && mon.get("id") == Some("monitor") {
+            return Some(name.clone().map_or(MonitorAt::Held, MonitorAt::Libvirt));
+        }
         is_qmp.then(|| by_id(id))?
     }));
     monitors.extend(values("object").filter_map(|text| {
@@ -99,14 +171,15 @@ fn machine(pid: u32, own: bool, line: &[u8], directory: &Path) -> Option<Machine
         let is_qmp = object.get("qom-type").unwrap_or(&object.first) == "monitor-qmp";
         is_qmp.then(|| by_id(object.get("chardev")?))?
     }));
-    let name = values("name").next().map(|text| {
-        let options = Options::new(&text);
-        options.get("guest").unwrap_or(&options.first).to_owned()
-    });
-    (!monitors.is_empty()).then_some(Machine {
+    (!monitors.is_empty()).then(|| Machine {
         pid,
-        own,
+        user: u32::MAX,
+        own: false,
         name,
+        id: values("id").next(),
+        uuid: values("uuid").next(),
+        is_systems: words.iter().any(|word| word.contains("/var/lib/libvirt/qemu/")),
+        place: Place::OURS,
         monitors,
     })
 }
@@ -165,7 +238,7 @@ mod tests {
 
     fn found(line: &str) -> Option<(Option<String>, Vec<MonitorAt>)> {
         let line = line.replace(' ', "\0");
-        machine(1, true, line.as_bytes(), Path::new("/run")).map(|m| (m.name, m.monitors))
+        machine(1, line.as_bytes(), Path::new("/run")).map(|m| (m.name, m.monitors))
     }
 
     fn at(addresses: &[&str]) -> Vec<MonitorAt> {
@@ -206,7 +279,7 @@ mod tests {
                 "qemu -name guest=lv -chardev socket,id=charmonitor,fd=24,server=on,wait=off \
                  -mon chardev=charmonitor,id=monitor,mode=control",
                 Some("lv"),
-                vec![MonitorAt::Held],
+                vec![MonitorAt::Libvirt("lv".into())],
             ),
             (
                 "qemu -chardev socket,id=m,host=::1,port=7,server=on -qmp chardev:m",

@@ -1,6 +1,10 @@
 //! A QEMU of our own: started with a monitor that nobody else has.
 
 pub mod discover;
+pub mod finder;
+mod libvirt;
+pub mod names;
+pub mod namespace;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IoSliceMut};
