@@ -152,8 +152,9 @@ impl Prefetcher {
         match (reply.wait_charged(), what) {
             (Ok((objects, _charge)), What::Objects(paths)) if objects.len() == paths.len() => {
                 let objects = paths.into_iter().zip(objects).collect();
-                self.store.lock().keep(access, sent, objects);
-                return Ok(());
+                if self.store.lock().keep(access, sent, objects) {
+                    return Ok(());
+                }
             }
             // No QEMU's: without a part for each, nobody can tell whose they are.
             (Ok(_), _) if is_shared => {}

@@ -321,7 +321,8 @@ impl Store {
     }
 
     /// Keeps the objects of a reply for the process that they were asked for; in any case the one that it accesses.
-    pub fn keep(&mut self, access: Access<'_>, sent: Stamp, objects: Vec<(Path, Vec<Valued>)>) {
+    /// False when they were too much together for the others.
+    pub fn keep(&mut self, access: Access<'_>, sent: Stamp, objects: Vec<(Path, Vec<Valued>)>) -> bool {
         let now = Stamp {
             at: Instant::now(),
             ..sent
@@ -347,6 +348,7 @@ impl Store {
             }
             self.reader(access).ready.insert(path, snapshot);
         }
+        fits
     }
 }
 
