@@ -182,7 +182,8 @@ impl Monitor {
         self.options.reconnect
     }
 
-    /// Gives the connection in force up, since its QEMU has ended, or may have. Another one is sought if that is wanted.
+    /// Gives the connection in force up, since its QEMU has ended, or may have. Another one is sought if that is
+    /// wanted.
     pub fn disconnect(&self) {
         self.current().close(Closed::Eof);
     }

@@ -34,9 +34,19 @@ pub enum NameError {
         others: Vec<i32>,
         all: Vec<Machine>,
     },
-    #[error("{} machines are called {}: give a process id or a socket instead\n{}", .found.len(), word(.name), Table(.found))]
+    #[error(
+        "{} machines are called {}: give a process id or a socket instead\n{}",
+        .found.len(),
+        word(.name),
+        Table(.found)
+    )]
     Several { name: String, found: Vec<Machine> },
-    #[error("{} domains are called {}: say which libvirt has it, -o uri=qemu:///system or -o uri=qemu:///session\n{}", .found.len(), word(.name), Table(.found))]
+    #[error(
+        "{} domains are called {}: say which libvirt has it, -o uri=qemu:///system or -o uri=qemu:///session\n{}",
+        .found.len(),
+        word(.name),
+        Table(.found)
+    )]
     SeveralDomains { name: String, found: Vec<Machine> },
     #[error(
         "{} (process {pid}): whoever started it holds its only monitor: give that QEMU another one, \
