@@ -39,6 +39,7 @@ wanted_from() {
         dpkg-dev) echo dpkg-shlibdeps ;;
         fuse3) echo fusermount3 ;;
         groff-base) echo groff ;;
+        iproute2) echo ss ;;
         libc6-dev) echo /usr/include/stdio.h ;;
         libvirt-clients) echo virsh ;;
         libvirt-clients-qemu) echo virt-qemu-qmp-proxy ;;
