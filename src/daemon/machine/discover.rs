@@ -9,7 +9,7 @@ use super::namespace::{Namespace, Place};
 use crate::qmp::Options;
 
 /// Programs that carry a QEMU's command line without being one.
-const STARTERS: [&str; 9] = [
+const STARTERS: [&str; 16] = [
     "qom-fuse",
     "sudo",
     "su",
@@ -19,6 +19,13 @@ const STARTERS: [&str; 9] = [
     "setpriv",
     "systemd-run",
     "timeout",
+    "docker",
+    "podman",
+    "bwrap",
+    "nsenter",
+    "unshare",
+    "strace",
+    "gdb",
 ];
 
 /// A QEMU process that this user may see.

@@ -57,6 +57,10 @@ pub struct Finder {
     name: Name,
     /// Which libvirt has it, where the user says so.
     uri: Option<String>,
+    /// By which of its names it was found at first.
+    by: By,
+    /// Whether the next machine of this name is meant too.
+    reconnect: bool,
     /// Locked as long as a connection is made.
     route: Mutex<Route>,
     last: Mutex<Last>,
@@ -80,8 +84,8 @@ struct Last {
     process: Option<Process>,
     /// Its own monitor.
     at: Option<Address>,
-    /// It is the process of the connection before.
-    is_same: bool,
+    /// It may be another process than that of the last connection that came about wholly.
+    is_another: bool,
     /// libvirt lends its monitor out.
     is_lent: bool,
     /// The handshake was done too.
@@ -119,9 +123,11 @@ impl Finder {
         let uri = uri
             .or_else(|| env::var(DEFAULT_URI).ok())
             .filter(|uri| !uri.is_empty());
-        let finder = Finder {
+        let mut finder = Finder {
             name,
             uri,
+            by: By::Name,
+            reconnect,
             route: Mutex::default(),
             last: Mutex::default(),
             is_closed: Arc::default(),
@@ -130,6 +136,7 @@ impl Finder {
         if reconnect && found.by == By::ProcessId {
             return Err(NameError::Passing);
         }
+        finder.by = found.by;
         *finder.last.lock() = Last {
             is_lent: found.is_lent(),
             at: found.address(),
@@ -161,11 +168,30 @@ impl Finder {
         }
     }
 
+    /// Finds it once more: the same process or, with `reconnect`, the next machine of this name.
+    fn find_again(&self) -> Result<Found, NameError> {
+        let found = self.find()?;
+        let last = self.last.lock();
+        let is_another = last.pid.is_some() && (last.pid != found.pid || last.runs() == Some(false));
+        // What was a name may be anybody's process id by now.
+        match found.by != self.by || is_another && !self.reconnect {
+            true => Err(NameError::Gone(self.name.to_string())),
+            false => Ok(found),
+        }
+    }
+
     fn find_domain(&self, domain: &str) -> Result<Found, NameError> {
         let mut found = names::domains(domain, machines());
         if let Some(uri) = &self.uri {
-            let is_session = uri.split('?').next().is_some_and(|uri| uri.ends_with("/session"));
-            found.retain(|machine| !is_elsewhere(uri) && (!is_session || machine.own));
+            let path = uri.split('?').next().unwrap_or_default();
+            found.retain(|machine| {
+                let is_there = match path.rsplit('/').next() {
+                    Some("session") => machine.own,
+                    Some("system") => !is_of_session(machine),
+                    _ => true,
+                };
+                is_there && !is_elsewhere(uri)
+            });
         }
         if found.len() > 1 {
             let name = domain.to_owned();
@@ -176,16 +202,22 @@ impl Finder {
         Ok(Found::new(pid, By::Name, self.libvirt(domain, machine.as_ref())))
     }
 
-    /// By libvirt: which one that is, unless the user says so, is told by who runs the domain.
+    /// By libvirt: which one that is, unless the user says so, is told by who runs the domain. A process that was
+    /// found is asked for by its UUID: a name or number may be another domain's there.
     fn libvirt(&self, domain: &str, machine: Option<&Machine>) -> Way {
-        let is_session = |machine: &Machine| machine.own && !machine.is_systems && !getuid().is_root();
-        let uri = match machine.is_some_and(is_session) {
+        let uri = match machine.is_some_and(is_of_session) {
             true => "qemu:///session",
             false => "qemu:///system",
         };
+        let uuid = machine.and_then(|machine| machine.uuid.as_deref());
+        // A process of this host is not to be had from another one.
+        let wanted = self
+            .uri
+            .as_deref()
+            .filter(|uri| machine.is_none() || !is_elsewhere(uri));
         Way::Libvirt {
-            domain: domain.to_owned(),
-            uri: self.uri.clone().unwrap_or_else(|| uri.to_owned()),
+            domain: uuid.unwrap_or(domain).to_owned(),
+            uri: wanted.unwrap_or(uri).to_owned(),
         }
     }
 
@@ -204,7 +236,7 @@ impl Finder {
     /// Says that the last connection came about wholly.
     pub fn connected(&self) {
         let mut last = self.last.lock();
-        (last.is_whole, last.in_doubt_since) = (true, None);
+        (last.is_whole, last.is_another, last.in_doubt_since) = (true, false, None);
     }
 
     /// Says that the guest has shut down, and its QEMU may end.
@@ -231,7 +263,10 @@ impl Finder {
     /// What it means that libvirt does not lend a monitor out.
     fn not_lent(&self, error: io::Error, found: &Found, uri: &str) -> io::Error {
         let mut last = self.last.lock();
-        last.is_gone = last.process.is_none();
+        // Anything else may be libvirt's own trouble.
+        let is_gone = ["Domain not found", "Domain must be running"];
+        let says = |words: &&str| error.to_string().contains(words);
+        last.is_gone = last.process.is_none() && is_gone.iter().any(says);
         match found.process.is_none() && !is_elsewhere(uri) {
             true => io::Error::new(error.kind(), format!("no QEMU in sight runs it; {error}")),
             false => error,
@@ -249,7 +284,7 @@ impl Finder {
             .as_mut()
             .filter(|_| was_whole && runs != Some(false))?;
         let socket = proxy.connect(deadline).ok()?;
-        self.last.lock().is_same = runs == Some(true);
+        self.last.lock().is_another |= runs != Some(true);
         Some(socket)
     }
 }
@@ -295,7 +330,9 @@ impl Locate for Finder {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let next = route.next.take();
-        let found = next.map_or_else(|| self.find(), Ok).map_err(io::Error::other)?;
+        let found = next
+            .map_or_else(|| self.find_again(), Ok)
+            .map_err(io::Error::other)?;
         let socket = match &found.way {
             Way::Monitor(address) => connect_to(address, &found, deadline)?,
             Way::Libvirt { domain, uri } => {
@@ -307,7 +344,7 @@ impl Locate for Finder {
         };
         let mut last = self.last.lock();
         *last = Last {
-            is_same: last.runs() == Some(true) && last.pid == found.pid,
+            is_another: last.is_another || last.runs() != Some(true) || last.pid != found.pid,
             is_lent: found.is_lent(),
             at: found.address(),
             pid: found.pid,
@@ -329,7 +366,7 @@ impl Locate for Finder {
     }
 
     fn is_same_machine(&self) -> bool {
-        self.last.lock().is_same
+        !self.last.lock().is_another
     }
 }
 
@@ -365,6 +402,11 @@ fn connect_to(target: &Address, found: &Found, deadline: Instant) -> io::Result<
         wanted,
         found: peer.pid(),
     }))
+}
+
+/// Whether libvirt runs it for the calling user alone.
+fn is_of_session(machine: &Machine) -> bool {
+    machine.own && !machine.is_systems && !getuid().is_root()
 }
 
 /// Whether a libvirt URI names another host.

@@ -58,6 +58,7 @@ impl Proxy {
     ) -> io::Result<(Proxy, Socket)> {
         let folder = Folder::new()?;
         let path = folder.0.join("s");
+        let mut folder = Some(folder);
         let output = File::from(memfd_create(c"proxy", MFdFlags::MFD_CLOEXEC)?);
         let mut proxy = Proxy {
             child: command(domain, uri, &path, &output)?.spawn()?,
@@ -68,7 +69,13 @@ impl Proxy {
         };
         loop {
             proxy.check(deadline)?;
-            proxy.socket = hold(&path).ok();
+            if proxy.socket.is_none()
+                && let Ok(socket) = hold(&path)
+            {
+                proxy.socket = Some(socket);
+                // Nobody else needs its name.
+                drop(folder.take());
+            }
             match proxy.connect(deadline) {
                 // It has not made it yet, or does not listen there yet.
                 Err(e)
@@ -154,7 +161,8 @@ fn command(domain: &str, uri: &str, socket: &Path, output: &File) -> io::Result<
     let mut python_first = std::ffi::OsString::from("/usr/bin:");
     python_first.push(&path);
     let mut command = Command::new(program);
-    command.env("PATH", python_first);
+    // What it says is looked at, not only shown.
+    command.env("PATH", python_first).env("LC_ALL", "C");
     command.args(["-c", uri, "--", domain]).arg(socket);
     command
         .stdin(Stdio::null())

@@ -8,6 +8,7 @@ use nix::unistd::{Uid, User, getuid};
 use super::discover::{Machine, MonitorAt};
 use crate::cli::list::{Table, word};
 use crate::qmp::AddressError;
+use crate::text::printable;
 
 /// Accounts that libvirt's QEMUs run as. Debian gives it a number among those of people.
 const ACCOUNTS_OF_LIBVIRT: [&str; 2] = ["libvirt-qemu", "qemu"];
@@ -55,9 +56,9 @@ pub enum NameError {
     )]
     Held { name: String, pid: i32 },
     #[error(
-        "{} (process {pid}): its monitor is {address} of another network namespace: run qom-fuse there, as in \
-         nsenter --net=/proc/{pid}/ns/net qom-fuse {address} MOUNTPOINT",
-        word(.name)
+        "{} (process {pid}): its monitor is {} of another network namespace: run qom-fuse there, as in \
+         nsenter --net=/proc/{pid}/ns/net qom-fuse {} MOUNTPOINT",
+        word(.name), word(.address), word(.address)
     )]
     OtherNetwork { name: String, address: String, pid: i32 },
     #[error(
@@ -74,7 +75,9 @@ pub enum NameError {
         "-o reconnect: a process id means this one QEMU, which does not come back: give its name or its socket"
     )]
     Passing,
-    #[error(transparent)]
+    #[error("{}: the machine that was mounted has ended", word(.0))]
+    Gone(String),
+    #[error("{}", printable(&.0.to_string()))]
     Address(#[from] AddressError),
 }
 
