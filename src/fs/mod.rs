@@ -12,7 +12,7 @@ pub mod link;
 mod prefetch;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -104,6 +104,8 @@ pub struct Tree {
     /// What open files hold.
     open_bytes: Arc<Budget>,
     directories: Handles<Directory>,
+    /// A thread waits for the end of temporary links.
+    links_watched: AtomicBool,
     descriptions: Mutex<Descriptions>,
     prefetcher: Prefetcher,
     max_value: AtomicUsize,
@@ -131,6 +133,7 @@ impl Tree {
             files: Handles::default(),
             open_bytes: Budget::new(OPEN_FILE_BYTES),
             directories: Handles::default(),
+            links_watched: AtomicBool::new(false),
             descriptions: Mutex::default(),
             max_value: AtomicUsize::new(usize::MAX),
             settings,

@@ -129,13 +129,19 @@ impl Qom {
         }
     }
 
-    /// Sets a link: to an object, or to nothing.
+    /// Sets a link, to an object or to nothing, on the connection of this number only.
     ///
     /// # Errors
     /// QEMU's verdict.
-    pub fn set_link(&self, path: &Path, property: &str, target: Option<&Path>) -> Result<(), Error> {
+    pub fn set_link(
+        &self,
+        connection: Option<u64>,
+        path: &Path,
+        property: &str,
+        target: Option<&Path>,
+    ) -> Result<(), Error> {
         let target = target.map_or("", Path::as_str);
-        self.request(Request::set(path, property, &Value::from(target)))
+        self.request_on(connection, Request::set(path, property, &Value::from(target)))
     }
 }
 

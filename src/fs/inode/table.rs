@@ -11,6 +11,7 @@ use crate::fs::inode::by_name::ByName;
 use crate::fs::inode::last_errors::LastErrors;
 use crate::limits::INODE_BYTES;
 use crate::qom::{Kind, Path};
+use temporary::Temporary;
 
 /// The number of an inode, as the kernel uses it.
 pub type Ino = u64;
@@ -48,8 +49,8 @@ pub struct Inodes {
     odd: ByName,
     /// Why the last operation on an inode failed.
     pub errors: LastErrors,
-    /// Symbolic links that are no property of QEMU's, but to be renamed over one; with where they lead.
-    temporaries: Vec<(Ino, Box<str>)>,
+    /// Symbolic links that are no property of QEMU's, but to be renamed over one; the oldest first.
+    temporaries: Vec<Temporary>,
     next: Ino,
     /// About what all this takes, in bytes.
     weight: usize,
@@ -279,7 +280,7 @@ impl Inodes {
             self.detach(ino);
             self.nodes.remove(&ino);
             self.errors.clear(ino);
-            self.temporaries.retain(|(temporary, _)| *temporary != ino);
+            self.temporaries.retain(|temporary| temporary.ino != ino);
             if let Some(above) = self.nodes.get_mut(&parent) {
                 above.children -= 1;
             }

@@ -1,5 +1,6 @@
 //! Setting a link: a symbolic link under any other name, renamed over it, as `ln -sfn` does.
 
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -38,29 +39,41 @@ impl Tree {
         if self.listing(parent, wait)?.find(file).is_some() {
             return Err(libc::EEXIST.into());
         }
-        let ino = self.inodes.lock().make_temporary(parent, file, target)?;
-        let tree = self.this.clone();
-        let expire = move || {
-            thread::sleep(LIFETIME);
-            if let Some(tree) = tree.upgrade() {
-                tree.expire_link(ino);
+        self.inodes.lock().make_temporary(parent, file, target)?;
+        if !self.links_watched.swap(true, Ordering::AcqRel) {
+            let tree = self.this.clone();
+            let watch = move || {
+                while let Some(left) = tree.upgrade().and_then(|tree| tree.remove_old_links()) {
+                    thread::sleep(left);
+                }
+            };
+            if thread::Builder::new().name("links".into()).spawn(watch).is_err() {
+                self.links_watched.store(false, Ordering::Release);
+                self.remove_link(parent, file)?;
+                return Err(libc::ENOMEM.into());
             }
-        };
-        if thread::Builder::new().name("link".into()).spawn(expire).is_err() {
-            self.remove_link(parent, file)?;
-            return Err(libc::ENOMEM.into());
         }
         self.temporary_link(parent, file).ok_or_else(|| libc::EIO.into())
     }
 
-    /// Removes a temporary link if it still is one.
-    fn expire_link(&self, ino: Ino) {
-        let expired = self.inodes.lock().end_temporary(ino);
-        if let Some((file, target)) = expired {
+    /// Removes the links whose time has ended. Tells how long the next one has left; `None` when there is none.
+    fn remove_old_links(&self) -> Option<Duration> {
+        loop {
+            let mut inodes = self.inodes.lock();
+            let Some((parent, file, target, since)) = inodes.oldest_temporary() else {
+                self.links_watched.store(false, Ordering::Release);
+                return None;
+            };
+            let left = LIFETIME.saturating_sub(since.elapsed());
+            if !left.is_zero() {
+                return Some(left);
+            }
             let why = format!(
                 "the symbolic link '{file}' to '{target}' is gone: it was not renamed over a link within \
                  {LIFETIME:?}, which is all that it can be made for"
             );
+            inodes.remove_temporary(parent, &file);
+            drop(inodes); // what is said to the log is said under no lock
             warn!("{}", printable(&why));
         }
     }
@@ -85,6 +98,7 @@ impl Tree {
             return Err(libc::EROFS.into());
         }
         wait.allowed()?;
+        let connection = self.qom.monitor().connection_number();
         let temporary = self.inodes.lock().remove_temporary(from.0, from.1);
         let (ino, target) = temporary.ok_or(libc::EPERM)?;
         let (parent, file) = to;
@@ -94,7 +108,10 @@ impl Tree {
         let replaced = self.inodes.lock().named(parent, file);
         let object = self.object(parent)?;
         let outcome = self.target(&object, &target).and_then(|target| {
-            let set = || self.qom.set_link(&object, &entry.name, target.as_ref());
+            let set = || {
+                let target = target.as_ref();
+                self.qom.set_link(connection, &object, &entry.name, target)
+            };
             let outcome = self.write_to(parent, set);
             outcome.map_err(|e| Error::from_qom(&e, Doing::Write))
         });

@@ -1,18 +1,28 @@
 //! Symbolic links that stand under a name of no property, to be renamed over a link.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Ino, Inodes, Node};
 use crate::fs::dir::listing::Entry;
 use crate::limits::TEMPORARY_LINKS;
 use crate::qom::Kind;
 
+/// Such a link.
+#[derive(Debug)]
+pub struct Temporary {
+    pub ino: Ino,
+    target: Box<str>,
+    /// When it was made.
+    since: Instant,
+}
+
 impl Inodes {
-    /// Makes one, and gives its number.
+    /// Makes one.
     ///
     /// # Errors
     /// EEXIST; ENOSPC when there are too many.
-    pub fn make_temporary(&mut self, parent: Ino, file: &str, target: &str) -> Result<Ino, i32> {
+    pub fn make_temporary(&mut self, parent: Ino, file: &str, target: &str) -> Result<(), i32> {
         if self.temporary_named(parent, file).is_some() {
             return Err(libc::EEXIST);
         }
@@ -29,8 +39,12 @@ impl Inodes {
         node.size = Some(target.len() as u64);
         let ino = self.reserve(1);
         self.insert(ino, node);
-        self.temporaries.push((ino, target.into()));
-        Ok(ino)
+        self.temporaries.push(Temporary {
+            ino,
+            target: target.into(),
+            since: Instant::now(),
+        });
+        Ok(())
     }
 
     fn temporary_named(&self, parent: Ino, file: &str) -> Option<Ino> {
@@ -38,7 +52,7 @@ impl Inodes {
             let node = self.nodes.get(ino);
             node.is_some_and(|node| node.parent == parent && *node.entry.file == *file)
         };
-        self.temporaries.iter().map(|(ino, _)| *ino).find(is_it)
+        self.temporaries.iter().map(|temporary| temporary.ino).find(is_it)
     }
 
     /// Finds one, and counts it as given to the kernel once more.
@@ -50,25 +64,28 @@ impl Inodes {
 
     /// Where a temporary link leads; `None` for any other inode.
     pub fn temporary_target(&self, ino: Ino) -> Option<&str> {
-        let temporary = self.temporaries.iter().find(|(of, _)| *of == ino);
-        temporary.map(|(_, target)| &**target)
+        let temporary = self.temporaries.iter().find(|temporary| temporary.ino == ino);
+        temporary.map(|temporary| &*temporary.target)
     }
 
     /// Takes one away and gives its target. Its inode is dead for as long as the kernel knows it.
     pub fn remove_temporary(&mut self, parent: Ino, file: &str) -> Option<(Ino, Box<str>)> {
         let ino = self.temporary_named(parent, file)?;
-        Some((ino, self.end_temporary(ino)?.1))
+        let index = self
+            .temporaries
+            .iter()
+            .position(|temporary| temporary.ino == ino)?;
+        let target = self.temporaries.remove(index).target;
+        self.nodes.get_mut(&ino)?.dead = true;
+        self.forget(ino, 0); // at once, if the kernel never knew it
+        Some((ino, target))
     }
 
-    /// The same by its number; gives its name and target. `None` when it is a temporary link no more.
-    pub fn end_temporary(&mut self, ino: Ino) -> Option<(Arc<str>, Box<str>)> {
-        let index = self.temporaries.iter().position(|(of, _)| *of == ino)?;
-        let (_, target) = self.temporaries.swap_remove(index);
-        let node = self.nodes.get_mut(&ino)?;
-        let file = node.entry.file.clone();
-        node.dead = true;
-        self.forget(ino, 0); // at once, if the kernel never knew it
-        Some((file, target))
+    /// The oldest one, its name and target, and when it was made.
+    pub fn oldest_temporary(&self) -> Option<(Ino, Arc<str>, &str, Instant)> {
+        let Temporary { ino, target, since } = self.temporaries.first()?;
+        let node = self.nodes.get(ino)?;
+        Some((node.parent, node.entry.file.clone(), target, *since))
     }
 
     /// Makes the inode of one that was renamed the entry's, under whose name the kernel now knows it.
