@@ -141,22 +141,28 @@ impl Connection {
         self.one_at_a_time
     }
 
-    /// Sends a request, when it is its turn, and does not wait for its reply.
+    /// Sends a request, when it is its turn, and does not wait for its reply, which has to come before the deadline.
     ///
     /// # Errors
     /// [`Error::Stalled`], [`Error::TooLong`] and [`Error::Unsent`]: nothing was sent.
-    pub fn send(self: &Arc<Self>, request: &[u8]) -> Result<Pending, Error> {
-        self.send_within(request, self.timeout)
+    pub fn send(self: &Arc<Self>, request: &[u8], deadline: Instant) -> Result<Pending, Error> {
+        self.send_within(request, deadline, deadline, false)
     }
 
     /// Sends a request that nobody waits for yet, if that needs no waiting at all.
     pub fn try_send(self: &Arc<Self>, request: &[u8]) -> Option<Pending> {
-        self.send_within(request, Duration::ZERO).ok()
+        let now = Instant::now();
+        self.send_within(request, now, now + self.timeout, true).ok()
     }
 
-    fn send_within(self: &Arc<Self>, request: &[u8], patience: Duration) -> Result<Pending, Error> {
-        let now = Instant::now();
-        let until = now + patience;
+    /// Sends a request, waiting for its turn until some time; its reply has to come before the deadline.
+    fn send_within(
+        self: &Arc<Self>,
+        request: &[u8],
+        until: Instant,
+        deadline: Instant,
+        ahead: bool,
+    ) -> Result<Pending, Error> {
         if self.one_at_a_time && request.len() > MAX_ALONE {
             return Err(Error::TooLong(request.len(), MAX_ALONE));
         }
@@ -164,7 +170,7 @@ impl Connection {
         let ready = self.state.lock().takes_requests();
         if let Err(e) = ready {
             if let Some(mut writer) = self.writer.try_lock() {
-                let _ = writer.flush(now);
+                let _ = writer.flush(Instant::now());
             }
             return Err(e);
         }
@@ -180,7 +186,7 @@ impl Connection {
         }
         // 4. The reply's place in the order, before there can be one.
         let shown = log::log_enabled!(log::Level::Debug).then(|| wire::loggable(request));
-        let slot = Slot::new(patience.is_zero(), shown);
+        let slot = Slot::new(ahead, shown);
         {
             let mut state = self.state.lock();
             state.takes_requests()?;
@@ -197,7 +203,7 @@ impl Connection {
                 return Ok(Pending {
                     connection: self.clone(),
                     slot,
-                    deadline: now + self.timeout,
+                    deadline,
                     cut_off: n < request.len(),
                 });
             }
@@ -243,7 +249,14 @@ impl Connection {
         let reply = reply.and_then(|json| self.room.take_in(json.get(), slot.ahead));
         {
             let mut state = self.state.lock();
-            state.owed.pop_front();
+            // A peer may answer a request that it has not read; who sends it may have taken it back meanwhile.
+            if state
+                .owed
+                .front()
+                .is_some_and(|oldest| Arc::ptr_eq(oldest, &slot))
+            {
+                state.owed.pop_front();
+            }
             state.used = Instant::now();
         }
         let took = slot.sent.elapsed();

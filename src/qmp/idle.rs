@@ -143,6 +143,10 @@ impl Monitor {
                 debug!("{why}");
                 if lives || why.is_held() {
                     if let Some(away) = &mut self.current.lock().away {
+                        if !why.is_held() {
+                            // Nobody waits for it any more: who comes later tries again.
+                            away.wanted_until = None;
+                        }
                         away.failure = Some((Instant::now(), Arc::new(why)));
                     }
                     self.changed.notify_all();

@@ -138,14 +138,16 @@ impl Monitor {
     /// # Errors
     /// [`Error`]
     pub fn send(&self, request: &[u8], only_on: Option<u64>) -> Result<Pending, Error> {
-        let until = Instant::now() + self.options.timeout;
+        let mut until = None;
         loop {
             let connection = self.connection()?;
+            // The wait for a monitor that was let go of has a time of its own.
+            let until = *until.get_or_insert_with(|| Instant::now() + self.options.timeout);
             if only_on.is_some_and(|only| only != connection.number()) {
                 return Err(Error::Reconnected);
             }
             let was_open = !connection.is_closed();
-            match connection.send(request) {
+            match connection.send(request, until) {
                 // It was let go of just now.
                 Err(Error::Unsent(why)) if matches!(*why, Closed::Idle) && !self.is_in_force(&connection) => {
                 }
@@ -271,7 +273,7 @@ impl Monitor {
             // 2. Nothing, for as long as there is a connection.
             if !current.is_lost() {
                 pause = BACK_OFF.0;
-                let lasts = |current: &mut Current| !current.is_lost();
+                let lasts = |current: &mut Current| !current.is_lost() && !current.hung_up;
                 self.changed.wait_while(&mut current, lasts);
                 continue;
             }

@@ -210,6 +210,9 @@ impl Greeted {
         if matches!(failure, Failure::Lost(_)) {
             return failure;
         }
+        // What was waited for before may have taken all the time that there was.
+        let deadline = Instant::now() + GREETING;
+        self.lines.source_mut().set_deadline(deadline);
         for (command, arguments) in commands {
             // A reply that is still to come would be taken for another request's.
             if let Err(lost @ Failure::Lost(_)) = self.ask(command, arguments, None) {

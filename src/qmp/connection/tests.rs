@@ -38,6 +38,10 @@ fn take(peer: &mut UnixStream, bytes: usize) {
     peer.read_exact(&mut vec![0; bytes]).unwrap();
 }
 
+fn send(connection: &Arc<Connection>) -> Result<Pending, Error> {
+    connection.send(b"{}", Instant::now() + connection.timeout)
+}
+
 #[test]
 fn whoever_waits_for_a_reply_sends_the_rest_of_the_request() {
     for (step, pause) in [(LARGE, 200), (LARGE / 32, 10)] {
@@ -65,7 +69,7 @@ fn a_peer_that_does_not_read_ends_the_wait_and_is_told_the_rest_later() {
     let pending = connection.try_send(&vec![b' '; LARGE]).unwrap();
     assert!(matches!(pending.wait(), Err(Error::Timeout(_))));
     assert!(start.elapsed() >= timeout && start.elapsed() < 10 * timeout);
-    assert!(matches!(connection.send(b"{}"), Err(Error::Stalled)));
+    assert!(matches!(send(&connection), Err(Error::Stalled)));
     let answers = thread::spawn(move || {
         take(&mut peer, LARGE);
         peer.write_all(b"{\"return\":\"late\"}\n").unwrap();
@@ -75,7 +79,7 @@ fn a_peer_that_does_not_read_ends_the_wait_and_is_told_the_rest_later() {
     });
     let pending = loop {
         assert!(start.elapsed() < Duration::from_secs(20));
-        match connection.send(b"{}") {
+        match send(&connection) {
             Err(Error::Stalled) => thread::sleep(Duration::from_millis(1)),
             sent => break sent.unwrap(),
         }
@@ -88,7 +92,7 @@ fn a_peer_that_does_not_read_ends_the_wait_and_is_told_the_rest_later() {
 fn a_reply_is_not_kept_from_its_waiter_by_the_rest_of_a_later_request() {
     let (connection, mut peer) = connected(Duration::from_secs(20));
     let start = Instant::now();
-    let first = connection.send(b"{}").unwrap();
+    let first = send(&connection).unwrap();
     let later = connection.try_send(&vec![b' '; LARGE]).unwrap();
     peer.write_all(b"{\"return\":1}\n").unwrap();
     assert_eq!(first.wait().unwrap().json.as_ref(), "1");
