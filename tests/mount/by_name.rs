@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 use harness::*;
 use serde_json::json;
@@ -58,6 +59,49 @@ each_qemu!(a_machine_is_found_by_name_and_process, |which| {
     qemu.kill();
     session.wait_ended(3 * SECOND);
 });
+
+/// A name of digits is not taken for a process id when its machine has ended.
+#[test]
+fn a_name_is_nobodys_process_id_later() {
+    let session = Session::new();
+    let other = machine(Which::Old, "/dev/zero", &[]);
+    let name = other.pid().to_string();
+    let named = || machine(Which::Old, "/dev/null", &["-name", &name]);
+    let first = named();
+    let kernel = |session: &Session| session.run("cat mnt/machine/kernel");
+    session.run(&format!("qom-fuse -o reconnect {name} mnt")).ok();
+    assert_eq!(kernel(&session).ok().text(), "/dev/null");
+    first.kill();
+    assert!(wait_until(SOON, || kernel(&session).status != 0), "it has ended");
+    for _ in 0..10 {
+        kernel(&session).exits(1);
+        thread::sleep(SECOND / 5);
+    }
+    let _next = named();
+    assert!(
+        wait_until(10 * SECOND, || kernel(&session).status == 0),
+        "it is back"
+    );
+    assert_eq!(kernel(&session).ok().text(), "/dev/null");
+    session.run("fusermount3 -u mnt").ok();
+    session.wait_ended(SOON);
+}
+
+/// What other people's command lines say does not act on a terminal.
+#[test]
+fn an_address_is_printed_safely() {
+    let session = Session::new();
+    let name = unique("evil");
+    let running = session.start(&format!(
+        "exec -a qemu-kvm bash -c 'sleep 60; :' -name {name} -qmp $'tcp:\\e[2J:x,server=on'"
+    ));
+    let line = || fs::read(format!("/proc/{}/cmdline", running.pid()));
+    let started = || line().is_ok_and(|line| line.starts_with(b"qemu-kvm\0"));
+    assert!(wait_until(SOON, started), "it did not start");
+    let out = session.run(&format!("qom-fuse {name} mnt"));
+    out.exits(1).says("[2J");
+    assert!(!out.stderr.contains('\x1b'), "{out}");
+}
 
 /// As Proxmox VE starts its QEMU, which alone takes `-id`.
 #[test]
