@@ -2,6 +2,7 @@
 
 pub mod discover;
 pub mod finder;
+mod found;
 mod libvirt;
 pub mod names;
 pub mod namespace;
