@@ -20,10 +20,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub use cli::command;
-use cli::list::{Table, suggested};
 use cli::{Task, UsageError};
 use daemon::logging;
 use daemon::machine::discover::{Machine, machines};
+use daemon::machine::list::{Table, suggested};
 
 /// Does what the command line says; returns the exit status of the process.
 pub fn main() -> ExitCode {

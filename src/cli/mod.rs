@@ -1,6 +1,6 @@
 //! The command line.
 
-pub mod list;
+mod name;
 mod options;
 
 use std::ffi::OsString;
@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, ValueHint};
 use log::LevelFilter;
 
-use crate::daemon::machine::finder::Name;
 use crate::qmp::{Address, AddressError};
+pub use name::Name;
 pub use options::MountOptions;
 use options::split_words;
 

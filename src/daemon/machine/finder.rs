@@ -15,9 +15,9 @@ use super::discover::{Machine, MonitorAt, machines};
 use super::found::{Found, Way, address_of, connect_to, is_elsewhere, is_of_session};
 use super::libvirt::Proxy;
 use super::names::{self, By, NameError};
+use crate::cli::Name;
 use crate::pidfd::Process;
 use crate::qmp::{Address, Locate};
-use crate::text::printable;
 
 /// The variable that names libvirt's own default.
 const DEFAULT_URI: &str = "LIBVIRT_DEFAULT_URI";
@@ -29,24 +29,6 @@ const END_OF_QEMU: Duration = Duration::from_secs(1);
 
 /// How long the end of a mount waits for an attempt to connect.
 const CLOSING: Duration = Duration::from_secs(1);
-
-/// What a user can give in place of an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Name {
-    /// A machine, by its `-name`, `-id` or process id.
-    Machine(String),
-    /// A domain of libvirt's, `libvirt:DOMAIN`.
-    Domain(String),
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Name::Machine(name) => f.write_str(&printable(name)),
-            Name::Domain(domain) => write!(f, "libvirt:{}", printable(domain)),
-        }
-    }
-}
 
 /// Finds the machine of a name.
 #[derive(Debug)]

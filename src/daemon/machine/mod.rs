@@ -4,6 +4,7 @@ pub mod discover;
 pub mod finder;
 mod found;
 mod libvirt;
+pub mod list;
 pub mod names;
 pub mod namespace;
 

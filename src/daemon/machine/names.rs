@@ -6,7 +6,7 @@ use std::fs;
 use nix::unistd::{Uid, User, getuid};
 
 use super::discover::{Machine, MonitorAt};
-use crate::cli::list::{Table, word};
+use super::list::{Table, word};
 use crate::qmp::AddressError;
 use crate::text::printable;
 

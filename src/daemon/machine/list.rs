@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::daemon::machine::discover::{Machine, MonitorAt};
-use crate::daemon::machine::namespace::Namespace;
+use super::discover::{Machine, MonitorAt};
+use super::namespace::Namespace;
 use crate::text::printable;
 
 /// The machines as `--list` prints them; never empty.
@@ -72,8 +72,8 @@ pub fn word(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::discover;
     use super::*;
-    use crate::daemon::machine::discover;
     use std::path::Path;
 
     #[test]
