@@ -47,17 +47,17 @@ impl Inodes {
         Ok(())
     }
 
-    fn temporary_named(&self, parent: Ino, file: &str) -> Option<Ino> {
-        let is_it = |ino: &Ino| {
-            let node = self.nodes.get(ino);
+    /// The place of one in the order in which they were made.
+    fn temporary_named(&self, parent: Ino, file: &str) -> Option<usize> {
+        self.temporaries.iter().position(|temporary| {
+            let node = self.nodes.get(&temporary.ino);
             node.is_some_and(|node| node.parent == parent && *node.entry.file == *file)
-        };
-        self.temporaries.iter().map(|temporary| temporary.ino).find(is_it)
+        })
     }
 
     /// Finds one, and counts it as given to the kernel once more.
     pub fn look_up_temporary(&mut self, parent: Ino, file: &str) -> Option<Ino> {
-        let ino = self.temporary_named(parent, file)?;
+        let ino = self.temporaries[self.temporary_named(parent, file)?].ino;
         self.nodes.get_mut(&ino)?.lookups += 1;
         Some(ino)
     }
@@ -70,12 +70,8 @@ impl Inodes {
 
     /// Takes one away and gives its target. Its inode is dead for as long as the kernel knows it.
     pub fn remove_temporary(&mut self, parent: Ino, file: &str) -> Option<(Ino, Box<str>)> {
-        let ino = self.temporary_named(parent, file)?;
-        let index = self
-            .temporaries
-            .iter()
-            .position(|temporary| temporary.ino == ino)?;
-        let target = self.temporaries.remove(index).target;
+        let index = self.temporary_named(parent, file)?;
+        let Temporary { ino, target, .. } = self.temporaries.remove(index);
         self.nodes.get_mut(&ino)?.dead = true;
         self.forget(ino, 0); // at once, if the kernel never knew it
         Some((ino, target))
