@@ -12,10 +12,7 @@ each_qemu!(a_qemu_that_goes_to_the_background, |which| {
     assert_reads(pair.session.mnt().join("machine/type"), "none-machine\n");
     let machine = pair.qemu();
     // It gets to its monitor late: what it was told may not be lost by then.
-    signal(machine, libc::SIGSTOP);
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    std::thread::sleep(Duration::from_secs(1));
-    signal(machine, libc::SIGCONT);
+    pair.end_while_stopped(machine);
     pair.ends().ok();
     assert!(wait_until(SOON, || !alive(machine)), "QEMU outlived its mount");
 

@@ -51,6 +51,14 @@ impl Pair {
         read.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
+    /// Has the mount end while QEMU is stopped, which goes on after a second.
+    pub fn end_while_stopped(&self, machine: i32) {
+        signal(machine, libc::SIGSTOP);
+        signal(self.running.pid() as i32, libc::SIGTERM);
+        std::thread::sleep(Duration::from_secs(1));
+        signal(machine, libc::SIGCONT);
+    }
+
     /// QEMU's process.
     pub fn qemu(&self) -> i32 {
         let text = self.file("pid");

@@ -70,10 +70,7 @@ each_qemu!(a_qemu_that_hangs_is_killed, |which| {
 fn a_qemu_that_wakes_up_ends_by_itself() {
     let pair = Pair::start(&format!("mnt -- {}", qemu(Which::New)));
     let machine = pair.qemu();
-    signal(machine, libc::SIGSTOP);
-    signal(pair.running.pid() as i32, libc::SIGTERM);
-    std::thread::sleep(Duration::from_secs(1));
-    signal(machine, libc::SIGCONT);
+    pair.end_while_stopped(machine);
     pair.ends().ok();
 }
 

@@ -28,6 +28,16 @@ fn machine(which: Which, kernel: &str, arguments: &[&str]) -> Qemu {
     qemu
 }
 
+/// A process that calls itself a QEMU with these arguments.
+#[track_caller]
+fn fake(session: &Session, arguments: &str) -> Background {
+    let running = session.start(&format!("exec -a qemu-kvm bash -c 'sleep 60; :' {arguments}"));
+    let line = || fs::read(format!("/proc/{}/cmdline", running.pid()));
+    let started = || line().is_ok_and(|line| line.starts_with(b"qemu-kvm\0"));
+    assert!(wait_until(SOON, started), "it did not start");
+    running
+}
+
 each_qemu!(a_machine_is_found_by_name_and_process, |which| {
     let session = Session::new();
     let name = unique(&format!("web-{which:?}"));
@@ -92,12 +102,7 @@ fn a_name_is_nobodys_process_id_later() {
 fn an_address_is_printed_safely() {
     let session = Session::new();
     let name = unique("evil");
-    let running = session.start(&format!(
-        "exec -a qemu-kvm bash -c 'sleep 60; :' -name {name} -qmp $'tcp:\\e[2J:x,server=on'"
-    ));
-    let line = || fs::read(format!("/proc/{}/cmdline", running.pid()));
-    let started = || line().is_ok_and(|line| line.starts_with(b"qemu-kvm\0"));
-    assert!(wait_until(SOON, started), "it did not start");
+    let _running = fake(&session, &format!("-name {name} -qmp $'tcp:\\e[2J:x,server=on'"));
     let out = session.run(&format!("qom-fuse {name} mnt"));
     out.exits(1).says("[2J");
     assert!(!out.stderr.contains('\x1b'), "{out}");
@@ -247,13 +252,7 @@ fn what_is_not_there_is_said_with_what_is() {
 #[test]
 fn monitors_that_others_hold() {
     let session = Session::new();
-    let fake = |arguments: &str| {
-        let running = session.start(&format!("exec -a qemu-kvm bash -c 'sleep 60; :' {arguments}"));
-        let line = || fs::read(format!("/proc/{}/cmdline", running.pid()));
-        let started = || line().is_ok_and(|line| line.starts_with(b"qemu-kvm\0"));
-        assert!(wait_until(SOON, started), "it did not start");
-        running
-    };
+    let fake = |arguments: &str| fake(&session, arguments);
     let (twin, held) = (unique("domain"), unique("held"));
     let of_libvirt = format!(
         "-name guest={twin} -chardev socket,id=charmonitor,fd=24,server=on,wait=off \
